@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 import sys
 import time
 import warnings
@@ -27,6 +28,20 @@ Learn to tell handwritten threes from sevens. Without a subcommand this is the m
 table; its options are those of fit, see `fit --help`.
 """
 
+HELP = {
+    "fit": "Train, with checkpoints and TensorBoard curves.",
+    "validate": "Measure a checkpoint on the held-out training images.",
+    "test": "Measure a checkpoint on the test images.",
+    "predict": "Write what a checkpoint makes of each test image to a CSV file beside it.",
+    "seed_everything": "Seed of the starting W and b; true draws one at random.",
+    "trainer.check_val_every_n_epoch": "Epochs from one validation, and one saved checkpoint, to the next. Left alone, "
+    "there are 100 over the whole fit, or one per epoch if it is shorter.",
+    "trainer.logger": "Where curves go. Left alone, fit writes a TensorBoard run to logs/version_N, and the other "
+    "subcommands write none; false switches it off.",
+    "trainer.default_root_dir": "Folder that the folder logs is put into. Left alone, the current one.",
+    "ckpt_path": "Checkpoint to go on from: a file, or best or last for that of the newest run.",
+}
+
 # Validations, and saved checkpoints, of a whole fit where `check_val_every_n_epoch` is not given.
 CHECKS_PER_FIT = 100
 
@@ -51,25 +66,41 @@ class ThreeSevenCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": DESCRIPTION},
             args=["fit", *args] if self.main_job else args,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and the arguments of the Trainer's methods that are not the user's to give."""
+        own = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
+        return {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
+
+    def setup_parser(self, *args: Any) -> None:
+        """Build the parsers, and say in plain words what Lightning's help says otherwise."""
+        super().setup_parser(*args)
+        subcommands = self.parser._subcommands_action._choices_actions
+        for action in (*subcommands, *(a for parser in self._subcommand_parsers.values() for a in parser._actions)):
+            action.help = HELP.get(action.dest, action.help)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises its errors instead of printing its usage."""
         return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The network learns from the data which digits it tells apart."""
+        """The checkpoint; and the digits, which the network has from the data."""
+        parser.add_argument("--ckpt_path", type=str | None)
         parser.link_arguments("data.digits", "model.digits")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        self.ckpt_path = None
         if options.ckpt_path:
-            options.ckpt_path = str(find_checkpoint(options.ckpt_path, log_folder(options.trainer)))
-            check_checkpoint(options.ckpt_path, options.data.digits)
+            self.ckpt_path = str(find_checkpoint(options.ckpt_path, log_folder(options.trainer)))
+            check_checkpoint(self.ckpt_path, options.data.digits)
         elif self.config.subcommand != "fit":
             raise UserError(
                 f"{self.config.subcommand} needs a trained network: give --ckpt_path with a file, or with best or "
@@ -86,9 +117,14 @@ class ThreeSevenCLI(LightningCLI):
         """Add the logger, the checkpoints and the progress bar, each unless the user says otherwise."""
         options = self.config_init[self.subcommand].trainer
         fitting = self.subcommand == "fit"
+        if not fitting:
+            self.save_config_callback = None
+            kwargs["enable_checkpointing"] = False
         if options.logger is None:
             logs = log_folder(options)
-            kwargs["logger"] = fitting and TensorBoardLogger(logs.parent, logs.name, default_hp_metric=False)
+            run = self.ckpt_path and Path(self.ckpt_path).parent.parent
+            version = run.name if run and run.parent == logs else None  # a resumed run goes on in its own folder
+            kwargs["logger"] = fitting and TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False)
         callbacks = []
         if fitting and options.enable_checkpointing is not False:
             self.last = ModelCheckpoint(
@@ -106,22 +142,22 @@ class ThreeSevenCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
-    def fit(self, **kwargs: Any) -> None:
+    def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
+        trainer = self.trainer
         start = time.perf_counter()
-        self.trainer.fit(**kwargs)
+        trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         seconds = time.perf_counter() - start
 
-        data, trainer = self.datamodule, self.trainer
-        rows = {"Images": f"{len(data.train.y):,} to train, {len(data.val.y):,} to validate"}
+        rows = {"Images": f"{len(datamodule.train.y):,} to train, {len(datamodule.val.y):,} to validate"}
         checkpoint = None
         if trainer.checkpoint_callback and not trainer.fast_dev_run:
             last = str(Path(self.last.dirpath, "last.ckpt"))
             trainer.save_checkpoint(last)  # the last epoch need not be one of those that were saved
             checkpoint = self.best.best_model_path or last
         if self.main_job:
-            metrics = trainer.test(self.model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-            rows["Images"] += f", {len(data.test.y):,} to test"
+            metrics = trainer.test(model, datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+            rows["Images"] += f", {len(datamodule.test.y):,} to test"
             rows |= metric_rows(metrics)
         rows["Training time"] = f"{seconds:.1f} s, {trainer.current_epoch:,} epochs"
         if checkpoint:
@@ -130,23 +166,25 @@ class ThreeSevenCLI(LightningCLI):
             rows["Curves"] = f"tensorboard --logdir {relative(trainer.logger.root_dir)}"
         self.report(rows)
 
-    def validate(self, **kwargs: Any) -> None:
+    def validate(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Say how good a checkpoint is on the held-out images."""
-        if not self.datamodule.val_fraction:
-            raise UserError("val_fraction is 0, so that there is nothing to validate on; give --data.val_fraction 0.1.")
-        self.report(metric_rows(self.trainer.validate(**kwargs | {"verbose": False})[0]))
+        if not datamodule.val_fraction:
+            raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
+        metrics = self.trainer.validate(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
+        self.report({"Images": f"{len(datamodule.val.y):,}"} | metric_rows(metrics))
 
-    def test(self, **kwargs: Any) -> None:
+    def test(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Say how good a checkpoint is on the test images."""
-        self.report(metric_rows(self.trainer.test(**kwargs | {"verbose": False})[0]))
+        metrics = self.trainer.test(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
+        self.report({"Images": f"{len(datamodule.test.y):,}"} | metric_rows(metrics))
 
-    def predict(self, **kwargs: Any) -> None:
+    def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Write what a checkpoint makes of each test image beside the checkpoint."""
-        predictions = gather(self.trainer.predict(**kwargs))
-        path = Path(kwargs["ckpt_path"]).with_suffix(".predictions.csv")
-        first, second = self.datamodule.digits
-        truth = torch.where(self.datamodule.test.y == 1, first, second)
+        predictions = gather(self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True))
         digit, probability = predictions["digit"], predictions["probability"]
+        first, second = datamodule.digits
+        truth = torch.where(datamodule.test.y == 1, first, second)
+        path = Path(self.ckpt_path).with_suffix(".predictions.csv")
         if self.trainer.is_global_zero:
             with path.open("w", newline="") as file:
                 writer = csv.writer(file)
@@ -164,7 +202,7 @@ class ThreeSevenCLI(LightningCLI):
 
 def log_folder(trainer: Namespace) -> Path:
     """The folder that holds one folder per run: `logs` in the trainer's `default_root_dir`."""
-    return Path(trainer.default_root_dir or ".") / "logs"
+    return Path(trainer.default_root_dir or ".").resolve() / "logs"
 
 
 def find_checkpoint(ckpt_path: str, logs: Path) -> Path:
@@ -184,7 +222,7 @@ def find_checkpoint(ckpt_path: str, logs: Path) -> Path:
         return found[-1]
     if not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
-    return Path(ckpt_path)
+    return Path(ckpt_path).resolve()
 
 
 def check_checkpoint(path: str, digits: tuple[int, int]) -> None:
@@ -200,7 +238,7 @@ def check_checkpoint(path: str, digits: tuple[int, int]) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-        trained_on = tuple(checkpoint["hyper_parameters"]["digits"])
+        trained_on = checkpoint.get("hyper_parameters", {}).get("digits", digits)
     except Exception as error:  # torch.load raises whatever the damage leads to
         raise UserError(
             f"{path} is no checkpoint of this program, or only a part of one ({type(error).__name__}); give another."
@@ -208,7 +246,7 @@ def check_checkpoint(path: str, digits: tuple[int, int]) -> None:
     expected = {"W": (784, 1), "b": (1,)}
     if weights != expected:
         raise UserError(f"{path} holds another model: {weights} instead of {expected}; give another checkpoint.")
-    if trained_on != tuple(digits):
+    if list(trained_on) != list(digits):
         raise UserError(
             f"{path} was trained on the digits {list(trained_on)}, and the data are to be {list(digits)}; "
             f"give --data.digits '{list(trained_on)}' or another checkpoint."
@@ -250,6 +288,10 @@ def silence_libraries() -> None:
         r".*LeafSpec.*is deprecated",
         r".*smaller than the logging interval",  # a full batch is one batch per epoch
         r".*configure_optimizers` will be overridden",  # by --optimizer, as asked for
+        r".*callbacks used to create the checkpoint need to be provided",  # not to test or predict
+        r".*across ranks is zero",  # val_fraction=0
+        r".*Checkpoint directory .* exists and is not empty",  # a resumed run
+        r".*The dirpath has changed",  # a run resumed from a checkpoint that was moved
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -263,7 +305,10 @@ def main(args: list[str] | None = None) -> None:
     silence_libraries()
     try:
         ThreeSevenCLI(sys.argv[1:] if args is None else args)
-    except (UserError, ArgumentError, MisconfigurationException) as error:
+    except ArgumentError as error:
+        sentence = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(str(error).split())))
+        sys.exit(f"lit-threeseven: error: {sentence} (`lit-threeseven fit --help` explains every option)")
+    except (UserError, MisconfigurationException) as error:
         sys.exit(f"lit-threeseven: error: {error}")
     except OSError as error:
         if error.filename is None:

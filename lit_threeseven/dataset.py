@@ -182,7 +182,7 @@ def _download(raw: Path) -> None:
         for folder in created:
             with suppress(OSError):  # not empty: another process uses it
                 folder.rmdir()
-        reason = " ".join(str(error).split())
+        reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"MNIST could not be put into {raw} ({reason}). Put its four files there yourself ({', '.join(FILES)}, or "
             "their .gz archives), or use the bundled data: --data.source bundled."

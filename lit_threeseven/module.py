@@ -1,6 +1,5 @@
 """`LitThreeSeven`: the weights, the step, the metrics and the optimizer."""
 
-import math
 from typing import Any
 
 import lightning as L
@@ -46,8 +45,8 @@ class LitThreeSeven(L.LightningModule):
         super().__init__()
         digits = tuple(digits)
         for name, value, usual in (("lr", lr, "1.0"), ("init_std", init_std, "0.01")):
-            if not 0 < value < math.inf:
-                raise UserError(f"{name} must be a finite number above 0, such as {usual}, got {value}.")
+            if not 0 < value <= torch.finfo(torch.float32).max:
+                raise UserError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
         self.save_hyperparameters()
         self.lr, self.digits = lr, digits
         self.W = nn.Parameter(torch.randn(PIXELS, 1) * init_std)
@@ -130,7 +129,8 @@ class LitThreeSeven(L.LightningModule):
     def _check_finite(self) -> None:
         # A loss that is not finite leaves such weights behind, and unlike it these are the same on every process.
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise UserError(
-                f"The loss became non-finite within {self.global_step} steps at learning rate {self.lr}; "
-                "choose a smaller one (--model.lr)."
+                f"The loss became non-finite within {self.global_step} steps at learning rate {lr}; choose a smaller one, "
+                f"or a smaller init_std than {self.hparams.init_std}."
             )
