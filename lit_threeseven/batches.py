@@ -11,6 +11,7 @@ a full batch costs nothing but the look-up of two tensors that are ready.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,8 +75,8 @@ class Batches:
             return
         order = torch.arange(len(self.images))
         if self.shuffle:
-            generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
-            order = torch.randperm(len(self.images), generator=generator)
+            # torch's own generator keeps 32 bits of its seed, too few for two numbers
+            order = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(len(self.images)))
         for rows in order.split(self.batch_size):
             yield self._batch(rows.tensor_split(self.world_size)[self.rank], len(rows))
 

@@ -55,7 +55,9 @@ class FitProgressBar(ProgressBar):
             console=console,
             auto_refresh=False,
         )
-        self._progress.add_task("fit", total=epochs, completed=trainer.current_epoch, epoch=trainer.current_epoch, loss="")
+        self._progress.add_task(
+            "fit", total=epochs, completed=trainer.current_epoch, epoch=trainer.current_epoch, loss=""
+        )
         self._progress.start()
 
     def on_train_batch_end(

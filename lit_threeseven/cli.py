@@ -81,7 +81,10 @@ class ThreeSevenCLI(LightningCLI):
         """Build the parsers, and say in plain words what Lightning's help says otherwise."""
         super().setup_parser(*args)
         subcommands = self.parser._subcommands_action._choices_actions
-        for action in (*subcommands, *(a for parser in self._subcommand_parsers.values() for a in parser._actions)):
+        for action in (
+            *subcommands,
+            *(a for parser in self._subcommand_parsers.values() for a in parser._actions),
+        ):
             action.help = HELP.get(action.dest, action.help)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -134,7 +137,10 @@ class ThreeSevenCLI(LightningCLI):
                 enable_version_counter=False,
             )
             self.best = ModelCheckpoint(
-                filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
+                filename="best",
+                monitor="val/loss",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
             )
             callbacks += [self.last, self.best]
         if options.enable_progress_bar is not False:
@@ -306,7 +312,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         ThreeSevenCLI(sys.argv[1:] if args is None else args)
     except ArgumentError as error:
-        sentence = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(str(error).split())))
+        sentence = re.sub(
+            r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(str(error).split()))
+        )
         sys.exit(f"lit-threeseven: error: {sentence} (`lit-threeseven fit --help` explains every option)")
     except (UserError, MisconfigurationException) as error:
         sys.exit(f"lit-threeseven: error: {error}")

@@ -114,9 +114,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
 
     def _batches(self, split: Split, shuffle: bool = False) -> Batches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Batches(
-            *split, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
-        )
+        return Batches(*split, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

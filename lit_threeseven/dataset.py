@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
 
-import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -65,9 +64,7 @@ def prepare(source: Source, data_dir: str | Path, digits: tuple[int, int]) -> No
         load(source, data_dir, digits, train)
 
 
-def load(
-    source: Source, data_dir: str | Path, digits: tuple[int, int], train: bool
-) -> tuple[Tensor, Tensor]:
+def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor, Tensor]:
     """Read the images of two digits, in MNIST's own order.
 
     Args:

@@ -131,6 +131,6 @@ class LitThreeSeven(L.LightningModule):
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise UserError(
-                f"The loss became non-finite within {self.global_step} steps at learning rate {lr}; choose a smaller one, "
-                f"or a smaller init_std than {self.hparams.init_std}."
+                f"The loss became non-finite within {self.global_step} steps at learning rate {lr}; "
+                f"choose a smaller one, or a smaller init_std than {self.hparams.init_std}."
             )

@@ -1,7 +1,7 @@
 """Make the bundled threes and sevens out of any full MNIST root, byte for byte the same each time.
 
-    python scripts/build_bundle.py ROOT            write them into the package
-    python scripts/build_bundle.py ROOT --check    say whether the shipped ones equal what ROOT gives
+python scripts/build_bundle.py ROOT            write them into the package
+python scripts/build_bundle.py ROOT --check    say whether the shipped ones equal what ROOT gives
 """
 
 import argparse
@@ -57,7 +57,10 @@ def main() -> int:
         same &= shipped
         print(f"{digest}  {name}  {'as shipped' if shipped else 'DIFFERS'}")
     if not same:
-        print("The bundle, or its sums in lit_threeseven/dataset.py, are not those of this root.", file=sys.stderr)
+        print(
+            "The bundle, or its sums in lit_threeseven/dataset.py, are not those of this root.",
+            file=sys.stderr,
+        )
     return 0 if same else 1
 
 

@@ -1,0 +1,117 @@
+"""Shared pieces: a small MNIST with all ten digits, a mirror that serves it, and the command line in this process."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from build_bundle import idx_bytes
+from torchvision.datasets import MNIST
+
+from lit_threeseven import dataset
+from lit_threeseven.cli import main
+
+
+@pytest.fixture(scope="session")
+def small_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torchvision root with 300 training and 100 test images of all ten digits; digit d is a bright row 2d."""
+    root = tmp_path_factory.mktemp("small_mnist")
+    raw = dataset.raw_folder(root)
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 300), ("t10k", 100)):
+        digits = torch.arange(count).remainder(10).byte()
+        images = torch.randint(0, 100, (count, 28, 28), generator=generator).byte()
+        images[torch.arange(count), 2 * digits.long()] = 255
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(digits))
+    return root
+
+
+@pytest.fixture
+def copied_mnist(small_mnist: Path, tmp_path: Path) -> Path:
+    """A copy of `small_mnist` that a test may damage."""
+    root = tmp_path / "mnist"
+    raw = dataset.raw_folder(root)
+    raw.mkdir(parents=True)
+    for name in dataset.FILES:
+        (raw / name).write_bytes((dataset.raw_folder(small_mnist) / name).read_bytes())
+    return root
+
+
+@pytest.fixture
+def mirror(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A loopback server of `small_mnist` in place of torchvision's; yields the folder that it serves."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    resources = []
+    for name in dataset.FILES:
+        content = gzip.compress((dataset.raw_folder(small_mnist) / name).read_bytes(), mtime=0)
+        (folder / f"{name}.gz").write_bytes(content)
+        resources.append((f"{name}.gz", hashlib.md5(content).hexdigest()))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(MNIST, "resources", resources)
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's mirrors at a port on which nobody listens."""
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Run the command line in this process and in an empty folder; gives (exit code, output, errors)."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(list(args))
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):  # what the interpreter does with it
+                capsys.readouterr()
+                return 1, "", code
+        captured = capsys.readouterr()
+        return code or 0, captured.out, captured.err
+
+    run.folder = folder
+    return run
+
+
+@pytest.fixture
+def trainer(tmp_path: Path):
+    """Make a Trainer that is quiet and writes into the test's folder only."""
+
+    def make(**kwargs) -> L.Trainer:
+        defaults = {
+            "accelerator": "cpu",
+            "max_epochs": 3,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**defaults | kwargs)
+
+    return make

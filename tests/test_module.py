@@ -1,0 +1,183 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import binary_auroc
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.dataset import flatten
+from lit_threeseven.errors import UserError
+
+
+class Losses(Callback):
+    """Keeps what was logged after every step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+
+def test_weights_are_the_only_entries_of_the_state_dict():
+    model = LitThreeSeven()
+    assert {name: tuple(weight.shape) for name, weight in model.state_dict().items()} == {
+        "W": (784, 1),
+        "b": (1,),
+    }
+    assert isinstance(model.W, torch.nn.Parameter)
+    assert isinstance(model.b, torch.nn.Parameter)
+
+
+def test_weights_start_normally_distributed_and_reproducibly():
+    torch.manual_seed(1)
+    model = LitThreeSeven(init_std=0.5)
+    torch.manual_seed(1)
+    again = LitThreeSeven(init_std=0.5)
+    assert torch.equal(model.W, again.W)
+    assert torch.equal(model.b, again.b)
+    assert not torch.equal(model.W, LitThreeSeven(init_std=0.5).W)
+    assert model.W.mean().item() == pytest.approx(0, abs=0.08)
+    assert model.W.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_forward_gives_the_probability_for_rows_and_for_images():
+    model = LitThreeSeven()
+    x = torch.rand(5, 784)
+    probability = model(x)
+    assert probability.shape == (5, 1)
+    torch.testing.assert_close(probability, torch.sigmoid(x @ model.W + model.b))
+    assert torch.equal(model(x.reshape(5, 28, 28)), probability)
+
+
+def test_prediction_is_a_seven_below_one_half_and_otherwise_a_three():
+    model = LitThreeSeven()
+    with torch.no_grad():
+        model.W.zero_()
+        model.W[0] = 1
+        model.b.zero_()
+    x = torch.zeros(3, 784)
+    x[:, 0] = torch.tensor([-1e-3, 0, 1e-3])  # just below, at, and just above a probability of 0.5
+    prediction = model.predict_step((x,), 0)
+    assert prediction["digit"].tolist() == [[7], [3], [3]]
+    assert torch.equal(prediction["probability"], model(x))
+    assert torch.equal(model.predict_step(x, 0)["digit"], prediction["digit"])
+
+
+def test_accuracy_counts_a_probability_of_one_half_as_a_three(trainer):
+    model = LitThreeSeven()
+    with torch.no_grad():
+        model.W.zero_()
+        model.b.zero_()
+    loader = DataLoader(TensorDataset(torch.rand(4, 784), torch.tensor([[1.0], [1.0], [1.0], [0.0]])), batch_size=4)
+    assert trainer().test(model, loader, verbose=False)[0]["test/accuracy"] == 0.75
+
+
+def test_predicted_digits_are_those_of_the_model():
+    prediction = LitThreeSeven(digits=(1, 8)).predict_step(torch.rand(50, 784), 0)
+    assert set(prediction["digit"].unique().tolist()) <= {1, 8}
+
+
+def test_one_step_is_gradient_descent(trainer):
+    model, data = LitThreeSeven(lr=0.7), ThreeSevenDataModule(val_fraction=0)
+    data.setup("fit")
+    x, y = flatten(data.train.images), data.train.y
+    W, b = (p.detach().double().requires_grad_() for p in (model.W, model.b))
+    ((torch.sigmoid(x.double() @ W + b) - y) ** 2).mean().backward()
+    trainer(max_epochs=1).fit(model, data)
+    torch.testing.assert_close(model.W.double(), W - 0.7 * W.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.b.double(), b - 0.7 * b.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_article_s_recipe_has_the_losses_of_a_plain_loop(trainer, epochs):
+    torch.manual_seed(5)
+    model, data = LitThreeSeven(lr=0.001, init_std=1.0), ThreeSevenDataModule(val_fraction=0)
+    data.setup("fit")
+    x, y = data.train.images.reshape(-1, 784) / 255, data.train.y
+    W, b = model.W.detach().clone().requires_grad_(), model.b.detach().clone().requires_grad_()
+    expected = []
+    for _ in range(epochs):
+        prediction = 1 / (1 + torch.exp(-(x @ W + b)))
+        loss = ((prediction - y) ** 2).mean()
+        loss.backward()
+        with torch.no_grad():
+            W -= 0.001 * W.grad
+            b -= 0.001 * b.grad
+        W.grad.zero_()
+        b.grad.zero_()
+        expected.append(loss.item())
+    record = Losses()
+    trainer(max_epochs=epochs, callbacks=[record]).fit(model, data)
+    assert record.losses == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(model.W.detach(), W.detach(), rtol=0, atol=1e-4)
+
+
+def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
+    model = LitThreeSeven()
+    whole, pieces = ThreeSevenDataModule(), ThreeSevenDataModule(batch_size=300)  # the last piece is smaller
+    for stage in ("validate", "test"):
+        expected = getattr(trainer(), stage)(model, whole, verbose=False)[0]
+        assert getattr(trainer(), stage)(model, pieces, verbose=False)[0] == pytest.approx(expected, rel=1e-5)
+    probability, y = model(flatten(whole.test.images)).detach(), whole.test.y
+    assert expected["test/loss"] == pytest.approx(((probability - y) ** 2).mean().item(), rel=1e-5)
+    assert expected["test/accuracy"] == pytest.approx(((probability >= 0.5) == (y == 1)).float().mean().item())
+    assert expected["test/auroc"] == pytest.approx(binary_auroc(probability, y.int()).item())
+
+
+def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
+    model, data = LitThreeSeven(), ThreeSevenDataModule(val_fraction=0)
+    data.setup("fit")
+    x, y = flatten(data.train.images), data.train.y
+    accuracy = ((model(x) >= 0.5) == (y == 1)).float().mean().item()
+    fit = trainer(max_epochs=1)
+    fit.fit(model, data)
+    assert fit.callback_metrics["train/accuracy"].item() == pytest.approx(accuracy)
+    assert set(fit.callback_metrics) == {"train/loss", "train/accuracy"}
+
+
+def test_a_dataloader_of_one_s_own_trains_too(trainer):
+    data = ThreeSevenDataModule(val_fraction=0)
+    data.setup("fit")
+    loader = DataLoader(TensorDataset(flatten(data.train.images), data.train.y), batch_size=len(data.train.y))
+    torch.manual_seed(0)
+    model = LitThreeSeven()
+    torch.manual_seed(0)
+    same = LitThreeSeven()
+    trainer().fit(model, loader)
+    trainer().fit(same, data)
+    torch.testing.assert_close(model.W, same.W)
+
+
+def test_hyper_parameters_come_back_from_a_checkpoint(trainer, tmp_path):
+    model = LitThreeSeven(lr=0.3, init_std=0.2, digits=(7, 3))
+    fit = trainer(max_epochs=1)
+    fit.fit(model, ThreeSevenDataModule(digits=(7, 3)))
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = LitThreeSeven.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert (loaded.lr, loaded.hparams.init_std, loaded.digits) == (0.3, 0.2, (7, 3))
+    assert torch.equal(loaded.W, model.W)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(trainer):
+    model = LitThreeSeven(lr=0.25, init_std=3e38)
+    with pytest.raises(UserError, match=r"non-finite within \d+ steps at learning rate 0.25"):
+        trainer(max_epochs=20, log_every_n_steps=5).fit(model, ThreeSevenDataModule(val_fraction=0))
+    assert model.trainer.global_step < 10
+
+
+def test_weights_that_are_no_numbers_are_not_saved(trainer, tmp_path):
+    model = LitThreeSeven(init_std=3e38)
+    fit = trainer(max_epochs=1)
+    with pytest.raises(UserError, match="non-finite"):
+        fit.fit(model, ThreeSevenDataModule(val_fraction=0))
+    with pytest.raises(UserError, match="non-finite"):
+        fit.save_checkpoint(tmp_path / "model.ckpt")
+    assert not (tmp_path / "model.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["lr", "init_std"])
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), 1e300])
+def test_arguments_out_of_range_are_told_in_a_sentence(name, value):
+    with pytest.raises(UserError, match=f"{name} must be a finite float32 above 0, such as .*, got"):
+        LitThreeSeven(**{name: value})

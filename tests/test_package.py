@@ -1,0 +1,63 @@
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+
+
+def python(program: str, folder: Path, **kwargs) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=300, **kwargs
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_the_package_imports_nothing_that_lightning_does_not(tmp_path):
+    program = """
+import sys, lightning.pytorch, torchvision.datasets
+before = set(sys.modules)
+import lit_threeseven
+print(*sorted(name for name in set(sys.modules) - before if not name.startswith("lit_threeseven")))
+"""
+    assert python(program, tmp_path).split() == []
+
+
+def test_wheel_holds_the_data_and_trains_when_installed_elsewhere(tmp_path):
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(PROJECT)], check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 2_600_000
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"lit_threeseven"}
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path / "site")!r})
+import lit_threeseven
+assert lit_threeseven.__file__.startswith({str(tmp_path)!r})
+from lit_threeseven.cli import main
+main(["--trainer.max_epochs", "2"])
+"""
+    assert "2,038 to test" in python(program, tmp_path)
+
+
+def test_console_command_is_the_train_script():
+    command = Path(sys.executable).with_name("lit-threeseven")
+    expected = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / "train.py", "--help"], capture_output=True, text=True
+    )
+    given = subprocess.run([command, "--help"], capture_output=True, text=True)
+    assert given.returncode == expected.returncode == 0
+    assert given.stdout == expected.stdout.replace("train.py", "lit-threeseven")

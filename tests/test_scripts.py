@@ -1,0 +1,105 @@
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.image import imread
+from torchvision.datasets import MNIST
+
+from lit_threeseven import LitThreeSeven, dataset, figures
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script in this process; gives its exit code and what it printed."""
+
+    def run(name: str, *args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code or 0, "".join(capsys.readouterr())
+
+    return run
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {name: (dataset.raw_folder(root) / name).read_bytes() for name in dataset.FILES}
+
+
+def test_bundle_is_made_of_the_threes_and_sevens_of_a_full_root(script, small_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "BUNDLED_ROOT", tmp_path / "bundled")
+    code, output = script("build_bundle.py", small_mnist)
+    assert code == 1  # what it made is not the bundle whose sums the package knows
+    assert output.count("DIFFERS") == 4
+    first = contents(tmp_path / "bundled")
+    made, full = MNIST(tmp_path / "bundled", train=True), MNIST(small_mnist, train=True)
+    chosen = (full.targets == 3) | (full.targets == 7)
+    assert torch.equal(made.data, full.data[chosen])
+    assert torch.equal(made.targets, full.targets[chosen])
+    script("build_bundle.py", small_mnist)
+    assert contents(tmp_path / "bundled") == first
+
+
+def test_bundle_check_tells_the_shipped_files_from_others(script, small_mnist):
+    shipped = contents(dataset.BUNDLED_ROOT)
+    code, output = script("build_bundle.py", dataset.BUNDLED_ROOT, "--check")  # it holds all that a full root gives
+    assert code == 0
+    assert output.count("as shipped") == 4
+    code, output = script("build_bundle.py", small_mnist, "--check")
+    assert code == 1
+    assert output.count("DIFFERS") == 4
+    assert contents(dataset.BUNDLED_ROOT) == shipped
+
+
+def test_bundle_of_a_folder_that_is_no_root_is_refused_in_a_sentence(script, tmp_path):
+    code, output = script("build_bundle.py", tmp_path)
+    assert code == 1
+    assert "it is missing" in output
+
+
+def test_article_starts_are_those_of_the_article_s_recipe(script, cli):
+    code, output = script("article_starts.py", "--starts", 2, "--epochs", 20)
+    assert code == 0
+    losses = dict(re.findall(r"^ +(\d)  (0\.\d{4})  [\d.]+%$", output, re.MULTILINE))
+    assert list(losses) == ["0", "1"]
+    for seed in losses:
+        options = (
+            "--seed_everything",
+            seed,
+            "--trainer.max_epochs",
+            "20",
+            "--trainer.default_root_dir",
+            seed,
+        )
+        cli("fit", "--config", str(SCRIPTS / "configs" / "article.yaml"), *options)
+        checkpoint = torch.load(f"{seed}/logs/version_0/checkpoints/last.ckpt", weights_only=True)
+        model = LitThreeSeven(init_std=1.0)
+        model.load_state_dict(checkpoint["state_dict"])
+        images, y = dataset.load("bundled", "", (3, 7), train=True)
+        loss = ((model(dataset.flatten(images)) - y) ** 2).mean().item()
+        assert float(losses[seed]) == pytest.approx(loss, abs=2e-4)
+
+
+def test_weights_of_a_checkpoint_can_be_drawn(script, cli):
+    cli("fit", "--trainer.max_epochs", "5")
+    code, _ = script("draw_weights.py", "logs/version_0/checkpoints/best.ckpt", "weights.png")
+    assert code == 0
+    picture = imread("weights.png")
+    assert min(picture.shape[:2]) > 300
+    assert picture.std() > 0.05
+
+
+def test_weights_are_drawn_in_a_palette_centred_on_zero():
+    W = torch.linspace(-1, 3, 784).reshape(784, 1)
+    figure = figures.weights(W, (1, 8))
+    image = figure.axes[0].images[0]
+    assert image.get_array().shape == (28, 28)
+    assert (image.norm.vmin, image.norm.vmax) == (-3, 3)
+    assert "1" in figure.axes[0].get_title()
