@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 import sys
 import time
 import warnings
@@ -169,7 +170,12 @@ class ThreeSevenCLI(LightningCLI):
         if checkpoint:
             rows["Checkpoint"] = relative(checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
-            rows["Curves"] = f"tensorboard --logdir {relative(trainer.logger.root_dir)}"
+            program = (
+                "tensorboard"
+                if shutil.which("tensorboard")
+                else relative(Path(sys.executable).with_name("tensorboard"))
+            )
+            rows["Curves"] = f"{program} --logdir {relative(trainer.logger.root_dir)}"
         self.report(rows)
 
     def validate(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
@@ -282,7 +288,7 @@ def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
 
 def relative(path: str | Path) -> str:
     """A path as short as it can be typed here."""
-    path = Path(path).resolve()
+    path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
