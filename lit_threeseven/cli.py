@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, distributed
 
-from lit_threeseven.callbacks import FitProgressBar
+from lit_threeseven.callbacks import FitProgressBar, LastCheckpoint
 from lit_threeseven.datamodule import ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.module import LitThreeSeven
@@ -36,7 +36,7 @@ HELP = {
     "predict": "Write what a checkpoint makes of each test image to a CSV file beside it.",
     "seed_everything": "Seed of the starting W and b; true draws one at random.",
     "trainer.check_val_every_n_epoch": "Epochs from one validation, and one saved checkpoint, to the next. Left alone, "
-    "there are 100 over the whole fit, or one per epoch if it is shorter.",
+    "there are 20 over the whole fit, or one per epoch if it is shorter.",
     "trainer.logger": "Where curves go. Left alone, fit writes a TensorBoard run to logs/version_N, and the other "
     "subcommands write none; false switches it off.",
     "trainer.default_root_dir": "Folder that the folder logs is put into. Left alone, the current one.",
@@ -44,7 +44,7 @@ HELP = {
 }
 
 # Validations, and saved checkpoints, of a whole fit where `check_val_every_n_epoch` is not given.
-CHECKS_PER_FIT = 100
+CHECKS_PER_FIT = 20
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -61,7 +61,7 @@ class ThreeSevenCLI(LightningCLI):
             ThreeSevenDataModule,
             trainer_defaults={
                 "max_epochs": 2000,
-                "log_every_n_steps": 10,
+                "log_every_n_steps": 20,
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
@@ -131,12 +131,7 @@ class ThreeSevenCLI(LightningCLI):
             kwargs["logger"] = fitting and TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False)
         callbacks = []
         if fitting and options.enable_checkpointing is not False:
-            self.last = ModelCheckpoint(
-                filename="last",
-                every_n_epochs=options.check_val_every_n_epoch,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
+            self.last = LastCheckpoint(options.check_val_every_n_epoch)
             self.best = ModelCheckpoint(
                 filename="best",
                 monitor="val/loss",
@@ -154,9 +149,9 @@ class ThreeSevenCLI(LightningCLI):
         trainer = self.trainer
         start = time.perf_counter()
         trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
-        seconds = time.perf_counter() - start
+        self.fit_seconds = time.perf_counter() - start
 
-        rows = {"Images": f"{len(datamodule.train.y):,} to train, {len(datamodule.val.y):,} to validate"}
+        rows = {"Images": f"{len(datamodule.train):,} to train, {len(datamodule.val):,} to validate"}
         checkpoint = None
         if trainer.checkpoint_callback and not trainer.fast_dev_run:
             last = str(Path(self.last.dirpath, "last.ckpt"))
@@ -164,9 +159,9 @@ class ThreeSevenCLI(LightningCLI):
             checkpoint = self.best.best_model_path or last
         if self.main_job:
             metrics = trainer.test(model, datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-            rows["Images"] += f", {len(datamodule.test.y):,} to test"
+            rows["Images"] += f", {len(datamodule.test):,} to test"
             rows |= metric_rows(metrics)
-        rows["Training time"] = f"{seconds:.1f} s, {trainer.current_epoch:,} epochs"
+        rows["Training time"] = f"{self.fit_seconds:.1f} s, {trainer.current_epoch:,} epochs"
         if checkpoint:
             rows["Checkpoint"] = relative(checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -183,12 +178,12 @@ class ThreeSevenCLI(LightningCLI):
         if not datamodule.val_fraction:
             raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
         metrics = self.trainer.validate(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
-        self.report({"Images": f"{len(datamodule.val.y):,}"} | metric_rows(metrics))
+        self.report({"Images": f"{len(datamodule.val):,}"} | metric_rows(metrics))
 
     def test(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Say how good a checkpoint is on the test images."""
         metrics = self.trainer.test(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
-        self.report({"Images": f"{len(datamodule.test.y):,}"} | metric_rows(metrics))
+        self.report({"Images": f"{len(datamodule.test):,}"} | metric_rows(metrics))
 
     def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Write what a checkpoint makes of each test image beside the checkpoint."""
@@ -293,7 +288,8 @@ def relative(path: str | Path) -> str:
 
 
 def silence_libraries() -> None:
-    """Leave out what the libraries say that nobody at the terminal can do anything about."""
+    """Leave out what nobody at the terminal can do anything about, and tell other warnings in a line each."""
+    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -1,27 +1,47 @@
 """`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
 
-from typing import NamedTuple, get_args
+from typing import Literal, get_args
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_threeseven import dataset
 from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, Source
 from lit_threeseven.errors import UserError
+from lit_threeseven.pixels import Layout, sparse_obstacle
 
 
-class Split(NamedTuple):
-    """A part of the data.
+class Split:
+    """A part of the data: some rows of a set of images, not copied.
 
     Attributes:
-        images: ``(N, 28, 28)`` uint8, 0 to 255.
-        y: Labels, ``(N, 1)`` float32: 1 for the first of the two digits, 0 for the second.
+        rows: Which rows of the set, ``(N,)`` int64.
     """
 
-    images: Tensor
-    y: Tensor
+    def __init__(self, images: Tensor, y: Tensor, rows: Tensor) -> None:
+        self._images, self._y, self.rows = images, y, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def images(self) -> Tensor:
+        """A copy of the images, ``(N, 28, 28)`` uint8, 0 to 255."""
+        return self._images[self.rows]
+
+    @property
+    def y(self) -> Tensor:
+        """A copy of the labels, ``(N, 1)`` float32: 1 for the first of the two digits, 0 for the second."""
+        return self._y[self.rows]
+
+    def batches(self, batch_size: int | None, device: torch.device, **options: object) -> Batches:
+        """Loader of these rows, with the whole set's bytes on a device; `options` are those of `Batches`."""
+        return Batches(self._images.to(device), self._y.to(device), self.rows, batch_size, **options)
 
 
 class ThreeSevenDataModule(L.LightningDataModule):
@@ -40,6 +60,8 @@ class ThreeSevenDataModule(L.LightningDataModule):
             per epoch.
         val_fraction: Share of the training images that is held out for validation, from 0 to less than 1, the same
             share of both digits. With 0 all of them train and no validation runs.
+        pixels: How the pixels of a full training batch are stored. "sparse" is fastest, and needs a CPU and a torch
+            with MKL. "auto" takes it where it can be had and "dense" elsewhere. The result is the same.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
 
@@ -60,6 +82,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
         digits: tuple[int, int] = (3, 7),
         batch_size: int | None = None,
         val_fraction: float = 0.1,
+        pixels: Literal["auto", "dense", "sparse"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,28 +100,45 @@ class ThreeSevenDataModule(L.LightningDataModule):
             raise UserError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
+        if pixels not in ("auto", "dense", "sparse"):
+            raise UserError(f"pixels must be auto, dense or sparse, got {pixels!r}.")
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to 2147483647, got {seed}.")
         self.save_hyperparameters()
         self.source, self.data_dir, self.digits = source, data_dir, digits
-        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.batch_size, self.val_fraction = batch_size, val_fraction
+        self.pixels, self.seed = pixels, seed
 
     def prepare_data(self) -> None:
-        """Download what is absent and check all files, once per machine and before anything else is written."""
+        """Download what is absent and check everything, once per machine and before anything else is written."""
         dataset.prepare(self.source, self.data_dir, self.digits)
+        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            self.setup("fit")
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images that a stage needs: the training set's for "fit" and "validate", otherwise the test set's."""
+        """Read the images that a stage needs: the training set's for "fit" and "validate", otherwise the test set's.
+
+        Raises:
+            UserError: If a file is damaged, or if `pixels` is "sparse" where that can't work.
+        """
         if stage in ("fit", "validate", None):
             images, y = dataset.load(self.source, self.data_dir, self.digits, train=True)
             train, val = stratified_split(y, self.val_fraction, self.seed)
-            self.train, self.val = Split(images[train], y[train]), Split(images[val], y[val])
+            self.train, self.val = Split(images, y, train), Split(images, y, val)
+        if stage in ("fit", None):
+            self._layout = self._choose_layout()
         if stage in ("test", "predict", None):
-            self.test = Split(*dataset.load(self.source, self.data_dir, self.digits, train=False))
+            images, y = dataset.load(self.source, self.data_dir, self.digits, train=False)
+            self.test = Split(images, y, torch.arange(len(y)))
 
     def train_dataloader(self) -> Batches:
         """The training images, shuffled anew each epoch unless they are one batch."""
-        return self._batches(self.train, shuffle=True)
+        if self.batch_size and self.batch_size > len(self.train):
+            rank_zero_warn(
+                f"batch_size {self.batch_size} is more than the {len(self.train)} training images: "
+                "every epoch is one full batch."
+            )
+        return self._batches(self.train, shuffle=True, layout=self._layout)
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
@@ -112,9 +152,21 @@ class ThreeSevenDataModule(L.LightningDataModule):
         """MNIST's test images in their own order."""
         return self._batches(self.test)
 
-    def _batches(self, split: Split, shuffle: bool = False) -> Batches:
+    def _choose_layout(self) -> Layout:
+        full_batch = self.batch_size is None or self.batch_size >= len(self.train)
+        obstacle = sparse_obstacle(self._device, full_batch, self.trainer.precision if self.trainer else "32-true")
+        if self.pixels == "sparse" and obstacle:
+            raise UserError(f"pixels=sparse can't work here: {obstacle}; use pixels=auto.")
+        return "dense" if obstacle or self.pixels == "dense" else "sparse"
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _batches(self, split: Split, **options: object) -> Batches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return Batches(*split, self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        options |= {"seed": self.seed, "rank": rank, "world_size": world_size}
+        return split.batches(self.batch_size, self._device, **options)
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -128,12 +180,12 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
     Returns:
         The rows for training and those for validation, int64, each in ascending order.
     """
-    generator = torch.Generator().manual_seed(seed)
+    random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
     for label in y.unique():
         rows = (y.squeeze(1) == label).nonzero().squeeze(1)
         count = round(len(rows) * val_fraction)
         if val_fraction:
             count = min(max(count, 1), len(rows) - 1)
-        held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+        held_out[rows[torch.from_numpy(random.permutation(len(rows)))[:count]]] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

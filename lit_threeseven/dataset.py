@@ -97,7 +97,12 @@ def flatten(images: Tensor) -> Tensor:
     Returns:
         ``(N, 784)`` float32 in [0, 1].
     """
-    return images.flatten(1).float() / 255
+    return scale(images.flatten(1))
+
+
+def scale(pixels: Tensor) -> Tensor:
+    """Bytes, 0 to 255, as float32 in [0, 1], of any shape."""
+    return pixels.float().div_(255)
 
 
 def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:

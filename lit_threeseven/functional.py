@@ -1,6 +1,7 @@
 """The mathematics of the network: a sigmoid, a loss, and nothing that knows where the numbers come from."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,3 +53,22 @@ def mean_squared_error(prediction: Tensor, target: Tensor, rows: float | None = 
             f"prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}."
         )
     return ((prediction - target) ** 2).sum() / (len(target) if rows is None else rows)
+
+
+def gradient(x: Any, probability: Tensor, target: Tensor, rows: float | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient of ``mean_squared_error(sigmoid(x W + b), target, rows)`` by `W` and `b`, written out.
+
+    With the slope ``s = 2 (p - y) p (1 - p) / rows`` of the loss by ``x W + b`` it is ``xᵀ s`` and the sum of ``s``.
+
+    Args:
+        x: ``(N, 784)``, anything with a transpose ``x.T`` that multiplies a column.
+        probability: ``p = sigmoid(x W + b)``, ``(N, 1)``.
+        target: ``y``, ``(N, 1)``.
+        rows: As for `mean_squared_error`.
+
+    Returns:
+        The gradients by `W`, ``(784, 1)``, and by `b`, ``(1,)``.
+    """
+    factor = 2 / (len(target) if rows is None else rows)
+    slope = (probability - target) * probability * (1 - probability) * factor
+    return x.T @ slope, slope.sum(0)

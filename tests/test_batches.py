@@ -25,7 +25,8 @@ def rows_of(batch):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_every_row_is_seen_exactly_once_on_exactly_one_process(data, world_size, batch_size, shuffle):
     loaders = [
-        Batches(*data, batch_size, shuffle=shuffle, rank=rank, world_size=world_size) for rank in range(world_size)
+        Batches(*data, None, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     epochs = [list(loader) for loader in loaders]
     assert [len(epoch) for epoch in epochs] == [len(loaders[0])] * world_size
@@ -42,7 +43,7 @@ def test_every_row_is_seen_exactly_once_on_exactly_one_process(data, world_size,
 
 def test_global_batches_are_the_same_on_any_number_of_processes(data):
     def global_batches(world_size):
-        loaders = [Batches(*data, 5, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
+        loaders = [Batches(*data, None, 5, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
         for loader in loaders:
             loader.set_epoch(4)
         return [[row for share in shares for row in rows_of(share)] for shares in zip(*loaders, strict=True)]
@@ -61,7 +62,7 @@ def test_mean_over_processes_of_the_loss_is_that_of_the_global_batch(data):
 def test_order_depends_on_seed_and_epoch_alone(data):
     def order(seed, epoch):
         torch.rand(1)  # the global generator plays no part
-        loader = Batches(*data, 5, shuffle=True, seed=seed)
+        loader = Batches(*data, None, 5, shuffle=True, seed=seed)
         loader.set_epoch(epoch)
         return [rows_of(batch) for batch in loader]
 
@@ -72,7 +73,7 @@ def test_order_depends_on_seed_and_epoch_alone(data):
 
 def test_rows_keep_their_labels(data):
     images, y = data
-    for x, labels, _ in Batches(images, y, 5, shuffle=True):
+    for x, labels, _ in Batches(images, y, None, 5, shuffle=True):
         rows = (x[:, 0] * 255).round().long()
         assert torch.equal(x, flatten(images)[rows])
         assert torch.equal(labels, y[rows])

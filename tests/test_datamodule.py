@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from lit_threeseven import ThreeSevenDataModule
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
+from lit_threeseven.pixels import SparsePixels
 
 
 def setup(**kwargs):
@@ -18,7 +19,7 @@ def as_rows(images):
 
 def test_hold_out_takes_the_same_share_of_both_digits():
     data = setup()
-    assert len(data.train.y) == 12396 - 1239
+    assert len(data.train) == len(data.train.y) == 12396 - 1239
     assert (data.val.y == 1).sum() == round(0.1 * 6131)
     assert (data.val.y == 0).sum() == round(0.1 * 6265)
 
@@ -47,7 +48,7 @@ def test_an_extreme_hold_out_leaves_one_image_of_each_digit(val_fraction):
 
 
 def test_default_is_one_batch_of_the_whole_set():
-    data = setup(val_fraction=0)
+    data = setup(val_fraction=0, pixels="dense")
     ((x, y, rows),) = data.train_dataloader()
     assert x.shape == (12396, 784)
     assert y.shape == (12396, 1)
@@ -83,9 +84,34 @@ def test_full_mnist_serves_any_two_digits(small_mnist):
         ({"val_fraction": -0.1}, "from 0 to less than 1, got -0.1"),
         ({"val_fraction": 1}, "from 0 to less than 1, got 1"),
         ({"val_fraction": float("nan")}, "from 0 to less than 1, got nan"),
+        ({"pixels": "csr"}, "pixels must be auto, dense or sparse, got 'csr'"),
         ({"seed": -1}, "from 0 to 2147483647, got -1"),
     ],
 )
 def test_arguments_out_of_range_are_told_in_a_sentence(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         ThreeSevenDataModule(**arguments)
+
+
+def test_a_batch_size_above_the_set_s_is_the_full_batch_and_says_so_once(trainer):
+    data, model = ThreeSevenDataModule(batch_size=11158), LitThreeSeven()
+    with pytest.warns(UserWarning, match="batch_size 11158 is more than the 11157 training images") as said:
+        trainer(max_epochs=3).fit(model, data)
+    assert sum("batch_size" in str(warning.message) for warning in said) == 1
+    assert model.trainer.global_step == 3
+    assert isinstance(next(iter(data.train_dataloader())).x, SparsePixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ({"batch_size": 64}, {}, "batch_size makes mini-batches"),
+        ({}, {"precision": "64-true"}, "the Trainer's precision is 64-true"),
+    ],
+)
+def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(trainer, arguments, options, sentence):
+    with pytest.raises(UserError, match=f"pixels=sparse can't work here: {sentence}.*; use pixels=auto"):
+        trainer(**options).fit(LitThreeSeven(), ThreeSevenDataModule(pixels="sparse", **arguments))
+    data = ThreeSevenDataModule(**arguments)
+    trainer(max_epochs=1, **options).fit(LitThreeSeven(), data)
+    assert isinstance(next(iter(data.train_dataloader())).x, torch.Tensor)

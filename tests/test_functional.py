@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lit_threeseven.functional import mean_squared_error, sigmoid
+from lit_threeseven.functional import gradient, mean_squared_error, sigmoid
 
 
 @pytest.mark.parametrize("x", [-80.0, -20.0, -1.5, 0.0, 0.3, 5.0, 30.0])
@@ -44,3 +44,16 @@ def test_mean_over_processes_is_the_mean_over_the_global_batch():
 def test_mean_squared_error_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match=r"same shape, got \(3, 1\) and \(3,\)"):
         mean_squared_error(torch.zeros(3, 1), torch.zeros(3))
+
+
+@pytest.mark.parametrize("rows", [None, 50.0])
+def test_written_out_gradient_is_the_derived_one(rows):
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((30, 784), (784, 1), (1,)))
+    y = torch.arange(30, dtype=torch.float64).remainder(2).unsqueeze(1)
+    W, b = (W / 20).requires_grad_(), b.requires_grad_()
+    probability = sigmoid(x @ W + b)
+    mean_squared_error(probability, y, rows).backward()
+    by_W, by_b = gradient(x, probability.detach(), y, rows)
+    torch.testing.assert_close(by_W, W.grad)
+    torch.testing.assert_close(by_b, b.grad)

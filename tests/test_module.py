@@ -1,12 +1,14 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import binary_auroc
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.dataset import flatten
 from lit_threeseven.errors import UserError
+from lit_threeseven.functional import mean_squared_error
 
 
 class Losses(Callback):
@@ -113,6 +115,46 @@ def test_article_s_recipe_has_the_losses_of_a_plain_loop(trainer, epochs):
     torch.testing.assert_close(model.W.detach(), W.detach(), rtol=0, atol=1e-4)
 
 
+def test_losses_do_not_depend_on_how_pixels_are_stored(trainer):
+    losses = {}
+    for pixels in ("dense", "sparse"):
+        torch.manual_seed(0)
+        record = Losses()
+        trainer(max_epochs=50, callbacks=[record]).fit(LitThreeSeven(), ThreeSevenDataModule(pixels=pixels))
+        losses[pixels] = record.losses
+    assert losses["sparse"] == pytest.approx(losses["dense"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.01}, {"precision": "64-true"}]
+)
+def test_trainer_s_options_do_what_they_do_to_a_derived_gradient(trainer, options):
+    class Derived(LitThreeSeven):
+        """The same network, with its gradient derived."""
+
+        def training_step(self, batch, batch_idx):
+            x, y, rows = batch
+            return mean_squared_error(self(x), y, rows)
+
+        def backward(self, loss):
+            loss.backward()
+
+    models = []
+    for kind in (LitThreeSeven, Derived):
+        torch.manual_seed(0)
+        models.append(kind())
+        trainer(max_epochs=1, **options).fit(models[-1], ThreeSevenDataModule(batch_size=1000))
+    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+
+
+def test_a_gradient_scaler_is_refused(trainer):
+    precision = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(
+        UserError, match=r"precision=16-mixed scales the loss .* choose precision 32-true or bf16-mixed"
+    ):
+        trainer(plugins=[precision]).fit(LitThreeSeven(), ThreeSevenDataModule())
+
+
 def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
     model = LitThreeSeven()
     whole, pieces = ThreeSevenDataModule(), ThreeSevenDataModule(batch_size=300)  # the last piece is smaller
@@ -136,10 +178,12 @@ def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
     assert set(fit.callback_metrics) == {"train/loss", "train/accuracy"}
 
 
-def test_a_dataloader_of_one_s_own_trains_too(trainer):
+@pytest.mark.parametrize("shape", [(784,), (28, 28)])
+def test_a_dataloader_of_one_s_own_trains_too(trainer, shape):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    loader = DataLoader(TensorDataset(flatten(data.train.images), data.train.y), batch_size=len(data.train.y))
+    x = flatten(data.train.images).reshape(-1, *shape)
+    loader = DataLoader(TensorDataset(x, data.train.y), batch_size=len(data.train.y))
     torch.manual_seed(0)
     model = LitThreeSeven()
     torch.manual_seed(0)

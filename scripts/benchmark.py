@@ -1,0 +1,361 @@
+"""Time this package beside what it replaces, side by side in one run.
+
+    python scripts/benchmark.py --json figures.json
+
+Everything runs in one process and alternates, after a warm-up; figures are medians over the rounds. Memory is the peak
+of processes of their own. `--quick` says that all of it works, in less than a minute; its figures are rough.
+"""
+
+import argparse
+import contextlib
+import datetime
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.cli import ThreeSevenCLI, silence_libraries
+from lit_threeseven.datamodule import Split
+from lit_threeseven.dataset import flatten
+from lit_threeseven.functional import gradient, mean_squared_error
+from lit_threeseven.module import THRESHOLD
+from lit_threeseven.pixels import SparsePixels, sparse_obstacle, store
+
+GOAL = 0.98  # test accuracy
+TILES_BATCH = 256
+
+# Ratio: its rows, or memory, and what it is to be at most.
+TARGETS = {
+    "main recipe / article's loop": 0.50,
+    "main recipe / usual way": 1 / 40,
+    "step alone / article's loop": 0.30,
+    "batches of 64: ours / usual way": 0.60,
+    "time per image: 100 times the size / once": 1.2,
+    "memory per image (KB)": 1.1,
+    "main job's memory beyond lightning's (MB)": 200,
+}
+
+
+class Tiled(ThreeSevenDataModule):
+    """The training set, `times` times over."""
+
+    times = 1
+
+    def setup(self, stage: str) -> None:
+        """Read, then repeat."""
+        super().setup(stage)
+        self.train = Split(
+            self.train.images.repeat(self.times, 1, 1),
+            self.train.y.repeat(self.times, 1),
+            torch.arange(len(self.train) * self.times),
+        )
+
+
+class Usual(L.LightningModule):
+    """The network as it is usually written for a Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.b = nn.Parameter(torch.randn(784, 1) * 0.01), nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Predict and compare."""
+        x, y = batch
+        loss = nn.functional.mse_loss(torch.sigmoid(x @ self.W + self.b), y)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Gradient descent."""
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def article(x: Tensor, y: Tensor, epochs: int) -> float:
+    """Seconds of the article's loop."""
+    W, b = torch.randn(784, 1).requires_grad_(), torch.randn(1).requires_grad_()
+    start = time.perf_counter()
+    for _ in range(epochs):
+        prediction = 1 / (1 + torch.exp(-(x @ W + b)))
+        loss = ((prediction - y) ** 2).mean()
+        loss.backward()
+        W.data -= 0.001 * W.grad
+        b.data -= 0.001 * b.grad
+        W.grad.zero_()
+        b.grad.zero_()
+    return time.perf_counter() - start
+
+
+def step_alone(x: Tensor | SparsePixels, y: Tensor, epochs: int) -> float:
+    """Seconds of prediction, loss, gradient and update, without a Trainer."""
+    model = LitThreeSeven()
+    optimizer = model.configure_optimizers()
+    start = time.perf_counter()
+    for _ in range(epochs):
+        with torch.no_grad():
+            probability = model(x)
+            mean_squared_error(probability, y)
+            model.W.grad, model.b.grad = gradient(x, probability, y)
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def main_recipe(epochs: int) -> float:
+    """Seconds of the main recipe's whole fit: reading, training, validation, curves and checkpoints."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return ThreeSevenCLI(
+            ["fit", "--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)]
+        ).fit_seconds
+
+
+def trainer_fit(
+    model: L.LightningModule, data: L.LightningDataModule | DataLoader, epochs: int, **options: Any
+) -> float:
+    """Seconds of a plain Trainer's epochs, with TensorBoard curves and a checkpoint per epoch as is its custom."""
+    timer = Timer()
+    with tempfile.TemporaryDirectory() as folder:
+        L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[timer],
+            **options,
+        ).fit(model, data)
+    return timer.time_elapsed("train")
+
+
+def usual(x: Tensor, y: Tensor, batch_size: int | None, epochs: int) -> float:
+    """Seconds of Trainer, TensorDataset and DataLoader."""
+    loader = DataLoader(TensorDataset(x, y), batch_size=batch_size or len(x), shuffle=batch_size is not None)
+    return trainer_fit(Usual(), loader, epochs)
+
+
+def ours(batch_size: int | None, epochs: int, times: int = 1, **options: Any) -> float:
+    """Seconds of the same Trainer with this package."""
+    data = Tiled(batch_size=batch_size, val_fraction=0)
+    data.times = times
+    return trainer_fit(LitThreeSeven(), data, epochs, **options)
+
+
+def bandwidth(size: int = 2**28) -> float:
+    """Bytes per second that can be read from a block of memory that no cache holds; the best of several readings."""
+    block = torch.ones(size // 4)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        block.sum()
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds)
+
+
+def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int) -> dict[str, float]:
+    """Median seconds per epoch of each timer, given with its number of epochs.
+
+    The timers take turns, `rounds` times, after a shorter turn that doesn't count.
+    """
+    seconds = {name: [] for name in timers}
+    for turn in range(rounds + 1):
+        for name, (timer, epochs) in timers.items():
+            epochs = max(1, epochs // 10) if turn == 0 else epochs
+            if sys.stderr.isatty():
+                print(f"\r{f'round {turn} of {rounds}' if turn else 'warm-up'}: {name:50}", end="", file=sys.stderr)
+            seconds[name].append(timer(epochs) / epochs)
+    if sys.stderr.isatty():
+        print(f"\r{'':70}\r", end="", file=sys.stderr)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def until_goal(rounds: int) -> dict[str, float]:
+    """Seconds of training until the test accuracy is `GOAL`, ours and scikit-learn's where that is installed.
+
+    How long that takes is found out first, in iterations; then those are timed alone.
+    """
+    data = ThreeSevenDataModule(val_fraction=0)
+    data.setup()
+    test_x, test_y = flatten(data.test.images), data.test.y
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, model: LitThreeSeven, *args: object) -> None:
+            trainer.should_stop = ((model(test_x) >= THRESHOLD) == test_y.bool()).float().mean() >= GOAL
+
+    torch.manual_seed(0)
+    nothing_written = {"logger": False, "enable_checkpointing": False}
+    search = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2000,
+        callbacks=[Stop()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **nothing_written,
+    )
+    search.fit(LitThreeSeven(), data)
+    epochs = search.current_epoch
+    timers = {f"ours, {epochs} epochs": (lambda _: ours(None, epochs, **nothing_written), 1)}
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        print("scikit-learn is not installed, so its row is left out: pip install '.[benchmark]'", file=sys.stderr)
+    else:
+        x, y = flatten(data.train.images).numpy(), data.train.y.squeeze(1).numpy()
+
+        def regression(iterations: int) -> tuple[float, float]:
+            start = time.perf_counter()
+            model = LogisticRegression(max_iter=iterations).fit(x, y)
+            return time.perf_counter() - start, model.score(test_x.numpy(), test_y.squeeze(1).numpy())
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has not converged
+            iterations = next(i for i in range(1, 1000) if regression(i)[1] >= GOAL)
+            timers[f"scikit-learn, {iterations} iterations"] = (lambda _: regression(iterations)[0], 1)
+            return alternate(timers, rounds)
+    return alternate(timers, rounds)
+
+
+def peak_memory(code: str) -> float | None:
+    """Peak memory in bytes of a Python process that runs `code`; None where the system does not tell (Linux does)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    code += f"\nprint(open('{status}').read())"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return int(output.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def memory_of_tiles(times: int) -> float | None:
+    """Peak memory in bytes of one epoch of mini-batches of the tiled set."""
+    return peak_memory(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import benchmark;"
+        f"benchmark.silence_libraries(); benchmark.ours({TILES_BATCH}, 1, {times})"
+    )
+
+
+def machine() -> str:
+    """What this runs on, and when."""
+    names = [
+        line.split(":")[1].strip()
+        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
+        if line.startswith("model name")
+    ]
+    return (
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, lightning {L.__version__}, "
+        f"{datetime.date.today():%d %B %Y}"
+    )
+
+
+def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """All figures: seconds per row, and the figures that have a target."""
+    data = ThreeSevenDataModule()
+    data.setup("fit")
+    whole = ThreeSevenDataModule(val_fraction=0)
+    whole.setup("fit")
+    x, y = flatten(whole.train.images), whole.train.y
+    layout = "dense" if sparse_obstacle(torch.device("cpu"), full_batch=True) else "sparse"
+    stored, stored_y = store(data.train.images, layout), data.train.y
+
+    rounds = 1 if quick else 5
+    epochs, few = (100, 2) if quick else (2000, 10)
+    rows = alternate(
+        {
+            "a  article's loop": (lambda n: article(x, y, n), epochs // 4),
+            "b  Trainer, DataLoader, full batch": (lambda n: usual(x, y, None, n), few),
+            "c  main recipe, everything on": (main_recipe, epochs),
+            "d  its step alone": (lambda n: step_alone(stored, stored_y, n), epochs // 4),
+        },
+        rounds,
+    )
+    a, b, c, d = rows.values()
+    # A row needs its own pixels only, so that one pass could do: each non-zero pixel once, a value and a column index.
+    fewest = stored.nbytes // 2 if layout == "sparse" else x.nbytes
+    rows["e  floor: reading the pixels once"] = fewest / bandwidth()
+
+    batches = {}
+    for batch_size in (64, 256):
+        batches[f"f  batches of {batch_size}, usual way"] = (lambda n, s=batch_size: usual(x, y, s, n), few // 2)
+        batches[f"f  batches of {batch_size}, ours"] = (lambda n, s=batch_size: ours(s, n), few // 2)
+    mini = alternate(batches, min(rounds, 3))
+    rows |= mini
+
+    rows |= {f"g  {GOAL:.0%} of the test set: {name}": value for name, value in until_goal(rounds).items()}
+
+    times = (1, 2) if quick else (1, 10, 100)
+    tiles = alternate(
+        {
+            f"h  batches of {TILES_BATCH}, {t} times the size, per image": (
+                lambda n, t=t: ours(TILES_BATCH, n, t) / t / len(whole.train),
+                max(1, times[-1] // t // 5),
+            )
+            for t in times
+        },
+        min(rounds, 3),
+    )
+    rows |= tiles
+    per_image = list(tiles.values())
+
+    figures = {
+        "main recipe / article's loop": c / a,
+        "main recipe / article's loop, per image": c / len(data.train) / (a / len(whole.train)),
+        "main recipe / usual way": c / b,
+        "step alone / article's loop": d / a,
+        "batches of 64: ours / usual way": mini["f  batches of 64, ours"] / mini["f  batches of 64, usual way"],
+        f"time per image: {times[-1]} times the size / once": per_image[-1] / per_image[0],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        main_job = ["--trainer.default_root_dir", folder, *(["--trainer.max_epochs", "100"] if quick else [])]
+        peaks = [
+            peak_memory("import lightning"),
+            peak_memory(f"from lit_threeseven.cli import main; main({main_job})"),
+            *(memory_of_tiles(t) for t in (times[0], times[-1])),
+        ]
+    if None in peaks:
+        print("This system does not tell the peak memory of a process; those figures are left out.", file=sys.stderr)
+    else:
+        libraries, job, once, tiled = peaks
+        figures["memory per image (KB)"] = (tiled - once) / (times[-1] - 1) / len(whole.train) / 1000
+        figures["main job's memory beyond lightning's (MB)"] = (job - libraries) / 1e6
+    return rows, figures
+
+
+def main() -> None:
+    """Measure, then print a table and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to, in seconds")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, with rough figures")
+    args = parser.parse_args()
+    silence_libraries()
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+
+    rows, figures = measure(args.quick)
+    print(machine() + (" (quick: rough figures)" if args.quick else ""))
+    print("\nSeconds per epoch, or as it says\n")
+    for name, seconds in rows.items():
+        print(f"{name:62} {seconds * 1000:10.3f} ms" if seconds >= 1e-4 else f"{name:62} {seconds * 1e6:10.3f} µs")
+    print(f"\n{'Figure':62} {'measured':>10} {'at most':>8}\n")
+    for name, value in figures.items():
+        target = TARGETS.get(name)
+        verdict = "" if target is None or args.quick else f" {target:8.3f}  {'' if value <= target else 'missed'}"
+        print(f"{name:62} {value:10.3f}{verdict}")
+    if args.json:
+        content = {"machine": machine(), "quick": args.quick, "seconds": rows, "figures": figures, "at_most": TARGETS}
+        args.json.write_text(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    main()
