@@ -8,13 +8,14 @@ The loader is no `torch.utils.data.DataLoader`: Lightning then leaves it alone (
 full batch is made ready once; mini-batches are drawn from pixels that stay bytes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lit_threeseven.dataset import flatten
 from lit_threeseven.pixels import Layout, SparsePixels, store
@@ -92,7 +93,7 @@ class Batches:
             yield self._batch(rows)
 
     def _batch(self, rows: Tensor, pixels: Callable = flatten) -> Batch:
-        share = rows.tensor_split(self.world_size)[self.rank] if self.world_size > 1 else rows
+        share = rows.split(share_sizes(len(rows), self.world_size))[self.rank]
         return Batch(pixels(self.images[share]), self.y[share], len(rows) / self.world_size)
 
     # Lightning calls `loader.sampler.set_epoch(epoch)` before every training epoch, and looks at `batch_sampler` first.
@@ -106,3 +107,39 @@ class Batches:
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
         self.epoch = epoch
+
+
+def share_sizes(rows: int, world_size: int) -> list[int]:
+    """Rows of a global batch that each process takes: the first ones get one more where they don't divide."""
+    return [rows // world_size + (rank < rows % world_size) for rank in range(world_size)]
+
+
+def mean_over_processes(*tensors: Tensor) -> list[Tensor]:
+    """Average each tensor over the processes, all of them in one exchange; without other processes they stay."""
+    if not distributed.is_initialized():
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    parts = flat.div_(distributed.get_world_size()).split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def join_shares(share: Tensor, rows: float) -> Tensor:
+    """Put the results of all processes together, in the order of the global batch.
+
+    Args:
+        share: This process's, ``(n, ...)``.
+        rows: See `Batch`.
+
+    Returns:
+        ``(N, ...)`` on every process; without other processes the share itself.
+    """
+    if not distributed.is_initialized():
+        return share
+    world_size = distributed.get_world_size()
+    padded = share.new_zeros(math.ceil(rows), *share.shape[1:])
+    padded[: len(share)] = share
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    distributed.all_gather(gathered, padded)
+    sizes = share_sizes(round(rows * world_size), world_size)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,20 +92,3 @@ class FitProgressBar(ProgressBar):
         if self._progress:
             self._progress.stop()
             self._progress = None
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest weights in `last.ckpt`.
-
-    Args:
-        every_n_epochs: Epochs from one saving to the next.
-    """
-
-    def __init__(self, every_n_epochs: int = 1) -> None:
-        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self.period = every_n_epochs
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, if it is time to; ModelCheckpoint copies all metrics before it asks itself that."""
-        if (trainer.current_epoch + 1) % self.period == 0:
-            super().on_train_epoch_end(trainer, pl_module)

@@ -1,27 +1,41 @@
 """The command line: `LightningCLI` with the defaults of the main job, and errors told in a sentence."""
 
 import csv
+import errno
 import logging
+import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, distributed
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
 
-from lit_threeseven.callbacks import FitProgressBar, LastCheckpoint
+from lit_threeseven.callbacks import FitProgressBar
+from lit_threeseven.checkpoints import (
+    LastCheckpoint,
+    WholeCheckpointIO,
+    check_recipe,
+    find_checkpoint,
+    read_checkpoint,
+)
 from lit_threeseven.datamodule import ThreeSevenDataModule
-from lit_threeseven.errors import UserError
+from lit_threeseven.errors import Stopped, UserError
 from lit_threeseven.module import LitThreeSeven
 
 DESCRIPTION = """
@@ -43,8 +57,27 @@ HELP = {
     "ckpt_path": "Checkpoint to go on from: a file, or best or last for that of the newest run.",
 }
 
+# Where torchrun's agent, which outlives the programs that it starts, keeps the folder of their run.
+RUN_KEY = "lit_threeseven/run"
+
+# What the system says of a full or damaged disk, and what of a process that is not there (any more).
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+LOST = re.compile("gloo|nccl|socket|connect|timed? ?out|address already in use", re.IGNORECASE)
+
+# How long a process waits for another one.
+PATIENCE = timedelta(minutes=2)
+
 # Validations, and saved checkpoints, of a whole fit where `check_val_every_n_epoch` is not given.
 CHECKS_PER_FIT = 20
+
+
+class EndTogether(Callback):
+    """When this process fails, end those that Lightning has started: they may be waiting for it."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LitThreeSeven, exception: BaseException) -> None:
+        """End them."""
+        if trainer.strategy.launcher and not isinstance(exception, Stopped):
+            trainer.strategy.launcher.kill(signal.SIGTERM)
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -56,6 +89,9 @@ class ThreeSevenCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.main_job = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
+        self.store = agent_store()
+        self.run = Path(self.store.get(RUN_KEY).decode()) if self.store and self.store.check([RUN_KEY]) else None
+        self.ckpt_path, self.start_step = None, 0
         super().__init__(
             LitThreeSeven,
             ThreeSevenDataModule,
@@ -101,19 +137,33 @@ class ThreeSevenCLI(LightningCLI):
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
-        self.ckpt_path = None
         if options.ckpt_path:
             self.ckpt_path = str(find_checkpoint(options.ckpt_path, log_folder(options.trainer)))
-            check_checkpoint(self.ckpt_path, options.data.digits)
         elif self.config.subcommand != "fit":
             raise UserError(
                 f"{self.config.subcommand} needs a trained network: give --ckpt_path with a file, or with best or "
                 "last for those of the newest run."
             )
+        elif self.run and (last := self.run / "checkpoints" / "last.ckpt").is_file():
+            self.ckpt_path = str(last)  # torchrun has restarted this program
+        if self.ckpt_path:
+            checkpoint = read_checkpoint(self.ckpt_path, options.data.digits)
+            if self.config.subcommand == "fit":
+                check_recipe(self.ckpt_path, checkpoint, recipe(options))
+                self.run, self.start_step = Path(self.ckpt_path).parent.parent, checkpoint["global_step"]
 
     def before_instantiate_classes(self) -> None:
-        """Spread validations over the fit where the user has not said how often."""
+        """Spread validations over the fit, and take torchrun's number of processes, unless the user says otherwise."""
         trainer = self.config[self.subcommand].trainer
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            if trainer.devices == "auto":
+                trainer.devices, trainer.num_nodes = local, world_size // local
+            if str(trainer.devices) != str(local) or trainer.num_nodes * local != world_size:
+                raise UserError(
+                    f"torchrun has started {world_size} processes, {local} on this machine, and --trainer.devices "
+                    f"{trainer.devices} --trainer.num_nodes {trainer.num_nodes} are others; leave these options out."
+                )
         if trainer.check_val_every_n_epoch is None:
             trainer.check_val_every_n_epoch = max(1, (trainer.max_epochs or 0) // CHECKS_PER_FIT)
 
@@ -125,10 +175,7 @@ class ThreeSevenCLI(LightningCLI):
             self.save_config_callback = None
             kwargs["enable_checkpointing"] = False
         if options.logger is None:
-            logs = log_folder(options)
-            run = self.ckpt_path and Path(self.ckpt_path).parent.parent
-            version = run.name if run and run.parent == logs else None  # a resumed run goes on in its own folder
-            kwargs["logger"] = fitting and TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False)
+            kwargs["logger"] = fitting and self.instantiate_logger(log_folder(options))
         callbacks = []
         if fitting and options.enable_checkpointing is not False:
             self.last = LastCheckpoint(options.check_val_every_n_epoch)
@@ -141,8 +188,21 @@ class ThreeSevenCLI(LightningCLI):
             callbacks += [self.last, self.best]
         if options.enable_progress_bar is not False:
             callbacks.append(FitProgressBar())
-        self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        self.trainer_defaults |= {"callbacks": callbacks, "plugins": [WholeCheckpointIO()]}
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._timeout = PATIENCE
+            trainer.callbacks.append(EndTogether())
+        return trainer
+
+    def instantiate_logger(self, logs: Path) -> TensorBoardLogger:
+        """A logger for a new run; a run that goes on keeps its folder, and its curves up to the checkpoint."""
+        version = self.run.name if self.run and self.run.parent == logs else None
+        purge = {} if version is None else {"purge_step": self.start_step}
+        logger = TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False, **purge)
+        if self.store and rank_zero_only.rank == 0:
+            self.store.set(RUN_KEY, logger.log_dir)
+        return logger
 
     def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
@@ -187,8 +247,8 @@ class ThreeSevenCLI(LightningCLI):
 
     def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Write what a checkpoint makes of each test image beside the checkpoint."""
-        predictions = gather(self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True))
-        digit, probability = predictions["digit"], predictions["probability"]
+        batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+        digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
         first, second = datamodule.digits
         truth = torch.where(datamodule.test.y == 1, first, second)
         path = Path(self.ckpt_path).with_suffix(".predictions.csv")
@@ -212,62 +272,25 @@ def log_folder(trainer: Namespace) -> Path:
     return Path(trainer.default_root_dir or ".").resolve() / "logs"
 
 
-def find_checkpoint(ckpt_path: str, logs: Path) -> Path:
-    """The file that `--ckpt_path` means.
+def recipe(options: Namespace) -> dict[str, Any]:
+    """What decides where a training ends: the arguments that a run can't go on with others of.
 
     Args:
-        ckpt_path: A path, or "best" or "last" for those of the newest run.
-        logs: Folder that holds the runs.
-
-    Raises:
-        UserError: If there is no such file.
+        options: The arguments of fit.
     """
-    if ckpt_path in ("best", "last"):
-        found = sorted(logs.glob(f"version_*/checkpoints/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"There is no run with a {ckpt_path} checkpoint in {logs}; train first, or give its file.")
-        return found[-1]
-    if not Path(ckpt_path).is_file():
-        raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
-    return Path(ckpt_path).resolve()
+    settings = {f"model.{name}": options.model[name] for name in ("lr", "init_std")}
+    settings |= {f"data.{name}": options.data[name] for name in ("source", "batch_size", "val_fraction", "seed")}
+    optimizer = options.get("optimizer")
+    settings["optimizer"] = optimizer.class_path.split(".")[-1] if optimizer else "SGD"
+    return settings | {f"optimizer.{name}": value for name, value in (optimizer.init_args.items() if optimizer else ())}
 
 
-def check_checkpoint(path: str, digits: tuple[int, int]) -> None:
-    """Check that a file holds this network, without running any code that it may contain.
-
-    Args:
-        path: Checkpoint file.
-        digits: Digits of the data that it is going to meet.
-
-    Raises:
-        UserError: If it is damaged, holds another model, or was trained on other digits.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-        trained_on = checkpoint.get("hyper_parameters", {}).get("digits", digits)
-    except Exception as error:  # torch.load raises whatever the damage leads to
-        raise UserError(
-            f"{path} is no checkpoint of this program, or only a part of one ({type(error).__name__}); give another."
-        ) from error
-    expected = {"W": (784, 1), "b": (1,)}
-    if weights != expected:
-        raise UserError(f"{path} holds another model: {weights} instead of {expected}; give another checkpoint.")
-    if list(trained_on) != list(digits):
-        raise UserError(
-            f"{path} was trained on the digits {list(trained_on)}, and the data are to be {list(digits)}; "
-            f"give --data.digits '{list(trained_on)}' or another checkpoint."
-        )
-
-
-def gather(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Join the predictions of all batches and processes, in the order of the data."""
-    shares = [batches]
-    if distributed.is_initialized():
-        shares = [None] * distributed.get_world_size()
-        distributed.all_gather_object(shares, batches)
-    in_order = [share for batch in zip(*shares, strict=True) for share in batch]
-    return {name: torch.cat([share[name] for share in in_order]) for name in in_order[0]}
+def agent_store() -> distributed.Store | None:
+    """The key-value store of torchrun's agent; None without torchrun."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
@@ -290,6 +313,7 @@ def relative(path: str | Path) -> str:
 def silence_libraries() -> None:
     """Leave out what nobody at the terminal can do anything about, and tell other warnings in a line each."""
     warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
+    threading.excepthook = lambda args: None  # TensorBoard's writer: what stops it is raised in the main thread too
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -313,17 +337,39 @@ def main(args: list[str] | None = None) -> None:
     silence_libraries()
     try:
         ThreeSevenCLI(sys.argv[1:] if args is None else args)
+    except Stopped as stopped:
+        if rank_zero_only.rank == 0:
+            print(f"lit-threeseven: {stopped}", file=sys.stderr)
+        sys.exit(0 if local_rank() else stopped.exit_code)  # Lightning takes another code of a process for its failure
     except ArgumentError as error:
-        sentence = re.sub(
-            r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(str(error).split()))
-        )
-        sys.exit(f"lit-threeseven: error: {sentence} (`lit-threeseven fit --help` explains every option)")
+        sentence = " ".join(str(error).split())
+        sentence = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", sentence))
+        fail(f"{sentence} (`lit-threeseven fit --help` explains every option)")
     except (UserError, MisconfigurationException) as error:
-        sys.exit(f"lit-threeseven: error: {error}")
+        fail(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK_ERRORS:
             raise
-        sys.exit(
-            f"lit-threeseven: error: {error.filename} can't be used ({error.strerror}); choose other folders with "
-            "--trainer.default_root_dir (logs and checkpoints) and --data.data_dir (MNIST)."
+        fail(
+            f"{error.filename or 'The folder of this run'} can't be used ({error.strerror}); mend that, or choose "
+            "others with --trainer.default_root_dir (logs and checkpoints) and --data.data_dir (MNIST). What was saved "
+            "before is whole."
         )
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not LOST.search(str(error)):
+            raise
+        fail(
+            f"The processes of this run lost one another, or did not all come ({str(error).splitlines()[0]}). If none "
+            "of them says why, start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and "
+            "a free MASTER_PORT of the first."
+        )
+
+
+def local_rank() -> int:
+    """Number of this process on its machine; 0 where there is one."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def fail(sentence: str) -> None:
+    """End with exit code 1, and with a sentence from one process of each machine."""
+    sys.exit(1 if local_rank() else f"lit-threeseven: error: {sentence}")

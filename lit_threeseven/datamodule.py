@@ -138,7 +138,12 @@ class ThreeSevenDataModule(L.LightningDataModule):
                 f"batch_size {self.batch_size} is more than the {len(self.train)} training images: "
                 "every epoch is one full batch."
             )
-        return self._batches(self.train, shuffle=True, layout=self._layout)
+        batches = self._batches(self.train, shuffle=True, layout=self._layout)
+        if batches.world_size > batches.batch_size:
+            rank_zero_warn(
+                f"{batches.world_size} processes share batches of {batches.batch_size} images: some have nothing to do."
+            )
+        return batches
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""

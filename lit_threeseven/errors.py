@@ -1,4 +1,6 @@
-"""The one exception that this package raises on purpose."""
+"""The exceptions that this package raises on purpose."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -6,3 +8,23 @@ class UserError(ValueError):
 
     The command line prints the message alone, without a traceback.
     """
+
+
+class Stopped(SystemExit):
+    """A training was asked to stop, and has saved all that it takes to go on.
+
+    It ends the program with a sentence, unless it is caught.
+
+    Args:
+        signum: The signal that asked for it; 0 if another process got it.
+        epochs: Epochs trained so far.
+        checkpoint: File to go on from.
+    """
+
+    def __init__(self, signum: int, epochs: int, checkpoint: str) -> None:
+        reason = {signal.SIGINT: "by Ctrl-C", signal.SIGTERM: "by SIGTERM"}.get(signum, "by a signal")
+        super().__init__(
+            f"Stopped {reason} after {epochs:,} epochs, which are saved. "
+            f"To go on from there, give the same command and --ckpt_path {checkpoint}"
+        )
+        self.exit_code = 128 + (signum or signal.SIGTERM)

@@ -9,6 +9,7 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from torchmetrics.functional.classification import binary_accuracy
 
+from lit_threeseven.batches import Batch, join_shares, mean_over_processes
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import gradient, mean_squared_error, sigmoid
 
@@ -105,10 +106,10 @@ class LitThreeSeven(L.LightningModule):
         It is averaged over the processes here. A subclass that predicts otherwise writes its own `training_step`, and
         takes `LightningModule.backward` back.
         """
-        share = gradient(*self._step)
+        gradients = mean_over_processes(*gradient(*self._step))
         self._step = None
-        for parameter, step in zip((self.W, self.b), share, strict=True):
-            step = self.trainer.strategy.reduce(step, reduce_op="mean") / self.trainer.accumulate_grad_batches
+        for parameter, step in zip((self.W, self.b), gradients, strict=True):
+            step /= self.trainer.accumulate_grad_batches
             parameter.grad = step if parameter.grad is None else parameter.grad + step
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -133,9 +134,12 @@ class LitThreeSeven(L.LightningModule):
 
         Returns:
             "probability" of the first digit, ``(N, 1)``, and the "digit", ``(N, 1)`` int64: the second digit where the
-            probability is below 0.5, otherwise the first.
+            probability is below 0.5, otherwise the first. With several processes each returns the whole of a
+            `lit_threeseven.batches.Batch`, in order, not its own share only.
         """
         probability = self(batch if isinstance(batch, Tensor) else batch[0])
+        if isinstance(batch, Batch):
+            probability = join_shares(probability, batch.rows)
         first, second = self.digits
         return {"probability": probability, "digit": torch.where(probability < THRESHOLD, second, first)}
 
@@ -152,8 +156,9 @@ class LitThreeSeven(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are no numbers any more."""
+        """Refuse to save weights that are no numbers any more, and note the optimizer's name."""
         self._check_finite()
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
 
     def on_train_end(self) -> None:
         """Refuse to end a training with weights that are no numbers any more."""
