@@ -62,7 +62,7 @@ RUN_KEY = "lit_threeseven/run"
 
 # What the system says of a full or damaged disk, and what of a process that is not there (any more).
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-LOST = re.compile("gloo|nccl|socket|connect|timed? ?out|address already in use", re.IGNORECASE)
+LOST = re.compile("gloo|nccl", re.IGNORECASE)
 
 # How long a process waits for another one.
 PATIENCE = timedelta(minutes=2)
@@ -356,18 +356,19 @@ def main(args: list[str] | None = None) -> None:
             "before is whole."
         )
     except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not LOST.search(str(error)):
+        if not isinstance(error, distributed.DistError) and not LOST.search(str(error)):
             raise
+        reason = str(error).splitlines()[0].partition(". This is typically")[0]
         fail(
-            f"The processes of this run lost one another, or did not all come ({str(error).splitlines()[0]}). If none "
-            "of them says why, start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and "
-            "a free MASTER_PORT of the first."
+            f"The processes of this run lost one another, or did not all come ({reason}). If none of them says why, "
+            "start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and a free "
+            "MASTER_PORT of the first."
         )
 
 
 def local_rank() -> int:
     """Number of this process on its machine; 0 where there is one."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def fail(sentence: str) -> None:

@@ -95,9 +95,11 @@ class LitThreeSeven(L.LightningModule):
         self._step = x.flatten(1), probability, y, rows
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._check_finite()
-            accuracy = binary_accuracy(probability, y, METRIC_THRESHOLD, validate_args=False)
-            share = len(y) / rows  # makes the mean over processes that of the rows
-            self.log_dict({"train/loss": loss, "train/accuracy": accuracy * share}, sync_dist=True)
+            accuracy = loss.new_zeros(())  # of an empty share, which torchmetrics does not take
+            if len(y):
+                share = len(y) / rows  # makes the mean over processes that of the rows
+                accuracy = binary_accuracy(probability, y, METRIC_THRESHOLD, validate_args=False) * share
+            self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, sync_dist=True)
         return loss
 
     def backward(self, loss: Tensor) -> None:
@@ -122,7 +124,8 @@ class LitThreeSeven(L.LightningModule):
 
     def _evaluate(self, batch: Any, metrics: MetricCollection) -> None:
         x, y, *_ = batch
-        metrics.update(self(x), y)
+        if len(y):
+            metrics.update(self(x), y)
         self.log_dict(metrics, batch_size=len(y))
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:

@@ -1,0 +1,114 @@
+"""The command line in processes of its own, which start quickly, see a world of any size, and may be killed."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+# Each process is a copy of a server that has done the imports.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lit_threeseven.cli", "processes"])
+TIME_LIMIT = 120
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _main(args: list[str], folder: str, environment: dict[str, str], output: str) -> None:
+    os.setsid()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+
+    import torch
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from lit_threeseven.cli import main
+
+    torch.set_num_threads(1)
+    rank_zero_only.rank = int(
+        environment.get("RANK") or environment.get("SLURM_PROCID") or 0
+    )  # it was found out when the server did its imports
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    main(args)
+
+
+class Job:
+    """One run of the command line, as one process or as torchrun would start several."""
+
+    def __init__(
+        self, folder: Path, *args: str, processes: int = 1, environments: list[dict[str, str]] | None = None
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        args = [*args, "--trainer.accelerator", "cpu"]
+        if environments is None:
+            world = {
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "TORCHELASTIC_RUN_ID": "test",
+            }
+            environments = [
+                world | {"RANK": str(r), "LOCAL_RANK": str(r), "GROUP_RANK": "0"} if processes > 1 else {}
+                for r in range(processes)
+            ]
+        self._outputs = [folder / f"output-{rank}.txt" for rank in range(len(environments))]
+        self.processes = [
+            CONTEXT.Process(target=_main, args=(args, str(folder), environment, str(output)))
+            for environment, output in zip(environments, self._outputs, strict=True)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self) -> list[int]:
+        """The exit codes; a negative one is the signal that ended the process."""
+        deadline = time.monotonic() + TIME_LIMIT
+        for process in self.processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+        alive = [process for process in self.processes if process.is_alive()]
+        for process in alive:
+            process.kill()
+            process.join()
+        assert not alive, f"a process hangs: {self.outputs}"
+        return [process.exitcode for process in self.processes]
+
+    def run(self) -> "Job":
+        """Wait for its success."""
+        assert set(self.wait()) == {0}, self.outputs
+        return self
+
+    def kill(self, signum: int, rank: int = 0) -> None:
+        """Send a signal to one of the processes."""
+        os.kill(self.processes[rank].pid, signum)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to happen while it runs."""
+        deadline = time.monotonic() + TIME_LIMIT
+        while not condition():
+            assert all(process.is_alive() for process in self.processes), self.outputs
+            assert time.monotonic() < deadline, self.outputs
+            time.sleep(0.005)
+
+    @property
+    def outputs(self) -> list[str]:
+        """What each process printed."""
+        return [output.read_text() if output.exists() else "" for output in self._outputs]
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: name to (step, value) in the order in which they stand there."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

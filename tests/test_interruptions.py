@@ -1,0 +1,285 @@
+"""Runs that are killed, stopped, starved of disk, or given the wrong checkpoint: real processes, signals and files."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Job, curves, free_port
+
+TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
+RECIPES = {
+    "one batch": ("fit", "--trainer.max_epochs", "300", "--trainer.log_every_n_steps", "3"),
+    "shuffled batches": ("fit", "--trainer.max_epochs", "30", "--data.batch_size", "901"),
+    "momentum, no hold-out": (
+        *("fit", "--trainer.max_epochs", "300", "--data.val_fraction", "0"),
+        *("--optimizer", "SGD", "--optimizer.lr", "0.5", "--optimizer.momentum", "0.9"),
+    ),
+}
+
+
+def run_folder(folder: Path) -> Path:
+    (run,) = folder.glob("logs/version_*")
+    return run
+
+
+def last(folder: Path) -> Path:
+    return folder / "logs" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def state(folder: Path) -> dict[str, object]:
+    """What a run ends with: weights, optimizer, progress."""
+    checkpoint = torch.load(last(folder), weights_only=True)
+    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states", "epoch", "global_step")}
+
+
+def assert_bit_identical(folder: Path, other: Path) -> None:
+    found, expected = state(folder), state(other)
+    torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=0)
+    for name in ("epoch", "global_step"):
+        assert found[name] == expected[name]
+    assert repr(found["optimizer_states"]) == repr(expected["optimizer_states"])
+    assert curves(run_folder(folder)) == curves(run_folder(other))
+    for best in other.glob("logs/version_0/checkpoints/best.ckpt"):
+        assert torch.equal(
+            torch.load(best, weights_only=True)["state_dict"]["W"],
+            torch.load(folder / best.relative_to(other), weights_only=True)["state_dict"]["W"],
+        )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of each recipe's uninterrupted run, made when it is first asked for."""
+    folders = {}
+
+    def run(recipe: str, processes: int = 1) -> Path:
+        key = recipe, processes
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("uninterrupted")
+            Job(folders[key], *RECIPES[recipe], processes=processes).run()
+        return folders[key]
+
+    return run
+
+
+def go_on(folder: Path, recipe: str, processes: int = 1) -> Job:
+    """The same command, from the last checkpoint if there is one."""
+    resume = ("--ckpt_path", "last") if last(folder).exists() else ()
+    if not resume:
+        shutil.rmtree(folder / "logs", ignore_errors=True)
+    return Job(folder, *RECIPES[recipe], *resume, processes=processes)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uninterrupted, tmp_path, recipe, kills):
+    expected = uninterrupted(recipe)
+    start = time.monotonic()
+    Job(tmp_path / "timed", *RECIPES[recipe]).run()
+    duration = time.monotonic() - start
+    moments = random.Random(kills)
+    folder = tmp_path / "killed"
+    killed = 0
+    while killed < kills:
+        job = go_on(folder, recipe)
+        time.sleep(moments.uniform(0, duration))
+        job.kill(signal.SIGKILL)
+        code = job.wait()
+        if code == [0]:  # it was faster, and all of it has to be killed again
+            assert_bit_identical(folder, expected)
+            shutil.rmtree(folder)
+        else:
+            assert code == [-signal.SIGKILL], job.outputs
+            killed += 1
+    go_on(folder, recipe).run()
+    assert_bit_identical(folder, expected)
+    assert not list(folder.glob("logs/*/checkpoints/.*")), "an unfinished file was left"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_run_on_two_processes_goes_on_on_any_number(uninterrupted, tmp_path, processes):
+    job = Job(tmp_path, *RECIPES["shuffled batches"], processes=2)
+    job.wait_until(lambda: last(tmp_path).exists())
+    job.kill(signal.SIGKILL, rank=1)
+    assert 0 not in job.wait()
+    assert "lost one another" in job.outputs[0]
+    assert len(job.outputs[0].strip().splitlines()) == 1
+    go_on(tmp_path, "shuffled batches", processes).run()
+    expected = uninterrupted("shuffled batches", processes=2)
+    if processes == 2:
+        assert_bit_identical(tmp_path, expected)
+    for name, weight in state(expected)["state_dict"].items():
+        assert (state(tmp_path)["state_dict"][name] - weight).abs().max() <= 1e-5 * weight.abs().max()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_says_how_to_go_on(uninterrupted, tmp_path, signum, processes):
+    recipe = (*RECIPES["one batch"], "--trainer.check_val_every_n_epoch", "15")
+    job = Job(tmp_path, *recipe, processes=processes)
+    job.wait_until(lambda: last(tmp_path).exists())
+    job.kill(signum, rank=processes - 1)  # one of them is enough
+    codes = job.wait()
+    assert codes[0] == 128 + (signum if processes == 1 else signal.SIGTERM)
+    found = re.fullmatch(
+        r"lit-threeseven: Stopped by (SIGTERM|Ctrl-C|a signal) after (\d+) epochs, which are saved. "
+        r"To go on from there, give the same command and --ckpt_path (\S+)\n",
+        job.outputs[0],
+    )
+    assert found, job.outputs
+    assert torch.load(found[3], weights_only=True)["epoch"] + 1 == int(found[2])
+    Job(tmp_path, *recipe, "--ckpt_path", found[3], processes=processes).run()
+    assert_bit_identical(tmp_path, uninterrupted("one batch", processes))
+
+
+def test_a_worker_that_is_killed_under_torchrun_is_restarted_and_goes_on(uninterrupted, tmp_path):
+    (tmp_path / "older").mkdir()
+    Job(tmp_path, "fit", "--trainer.max_epochs", "2").run()  # an older run's last checkpoint is not to be taken up
+    shutil.move(tmp_path / "logs/version_0", tmp_path / "logs/version_older")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += ["--master-port", str(free_port()), "--monitor-interval", "0.1"]
+    command += [str(TRAIN), *RECIPES["shuffled batches"], "--trainer.accelerator", "cpu"]
+    errors = tmp_path / "errors.txt"
+    with errors.open("w") as file, subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file) as agent:
+        deadline = time.monotonic() + 120
+        while not last(tmp_path).exists():
+            assert time.monotonic() < deadline, errors.read_text()
+            time.sleep(0.01)
+        workers = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        assert agent.wait(120) == 0, errors.read_text()
+    assert "Stopped" not in errors.read_text()
+    shutil.rmtree(tmp_path / "logs/version_older")
+    assert_bit_identical(tmp_path, uninterrupted("shuffled batches", processes=2))
+
+
+def in_a_small_folder(tmp_path: Path, script: str) -> subprocess.CompletedProcess:
+    """Run a shell script in a mount namespace where `small` is a disk of 100 kB, and keep what is then on it."""
+    (tmp_path / "small").mkdir()
+    script = textwrap.dedent(f"""
+        mount -t tmpfs -o size=100k none small
+        {script}
+        code=$?
+        mount -o remount,size=1m,rw small
+        cp -r small kept
+        exit $code
+    """)
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    return subprocess.run(
+        ["unshare", "--mount", *user, "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("dd if=/dev/zero of=small/filler bs=1k 2>/dev/null", "No space left on device"),
+        ("mount -o remount,ro small", "Read-only file system"),
+    ],
+)
+@pytest.mark.parametrize("log_every_n_steps", [1, 10**6])  # what fails first: the curves, or the checkpoint
+def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, fault, reason, log_every_n_steps):
+    command = (
+        f"{sys.executable} {TRAIN} fit --trainer.default_root_dir small --trainer.max_epochs 100000 "
+        f"--trainer.check_val_every_n_epoch 100 --trainer.log_every_n_steps {log_every_n_steps}"
+    )
+    result = in_a_small_folder(
+        tmp_path,
+        f"""
+        {command} & job=$!
+        until test -e small/logs/version_0/checkpoints/last.ckpt; do sleep 0.02; done
+        {fault}
+        wait $job
+        """,
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(rf"lit-threeseven: error: .*{reason}.* whole.*\n", result.stderr), result.stderr
+    assert result.stdout == ""
+    for name in ("last", "best"):
+        checkpoint = tmp_path / f"kept/logs/version_0/checkpoints/{name}.ckpt"
+        assert torch.load(checkpoint, weights_only=True)["global_step"] >= 100
+    folder = tmp_path / "kept"
+    steps = torch.load(last(folder), weights_only=True)["global_step"]
+    Job(folder, "fit", "--trainer.max_epochs", str(steps + 5), "--ckpt_path", "last").run()
+    assert torch.load(last(folder), weights_only=True)["global_step"] == steps + 5
+
+
+def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):
+    cli("fit", "--trainer.max_epochs", "3", "--data.batch_size", "5000")
+    before = sorted(cli.folder.rglob("*"))
+    other = ("--model.lr", "0.5", "--data.seed", "3", "--optimizer", "Adam", "--data.pixels", "dense")
+    code, _, error = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "6", *other)
+    assert code == 1
+    assert "model.lr 1.0 instead of 0.5, data.batch_size 5000 instead of None, data.seed 0 instead of 3" in error
+    assert "optimizer SGD instead of Adam, optimizer.lr 1.0 instead of 0.001; give the same settings to go on" in error
+    assert sorted(cli.folder.rglob("*")) == before
+
+    code, _, error = cli(
+        "fit", "--ckpt_path", "last", "--data.batch_size", "5000", "--optimizer=SGD", "--optimizer.lr=2"
+    )
+    assert code == 1
+    assert "optimizer.lr 1.0 instead of 2.0" in error
+    code, _, _ = cli("fit", "--ckpt_path", "last", "--data.batch_size", "5000", "--trainer.max_epochs", "4")
+    assert code == 0
+
+
+def test_last_where_there_is_none_is_refused(cli):
+    code, _, error = cli("fit", "--ckpt_path", "last")
+    assert code == 1
+    assert "There is no run with a last checkpoint in" in error
+
+
+def node(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The environment in which Lightning expects a node's only process."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+    }
+
+
+@pytest.mark.slow
+def test_nodes_that_disagree_about_their_number_end_with_a_sentence(tmp_path, monkeypatch):
+    port = free_port()
+    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)])
+    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)])
+    for job in (first, second):
+        assert job.wait() == [1]
+        assert "start all nodes with the same number of nodes and devices" in job.outputs[0]
+        assert len(job.outputs[0].strip().splitlines()) == 1
+
+
+def test_more_processes_than_torchrun_has_started_are_refused(tmp_path):
+    job = Job(tmp_path, "fit", "--trainer.devices", "3", processes=2)
+    assert job.wait() == [1, 1]
+    assert "torchrun has started 2 processes, 2 on this machine, and --trainer.devices 3" in job.outputs[0]
+    assert job.outputs[1] == ""
+
+
+def test_a_port_in_use_ends_with_a_sentence(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        environment = node(0, 2, port)
+        job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[environment])
+        assert job.wait() == [1]
+    assert "a free MASTER_PORT" in job.outputs[0]
+    assert re.search("in use", job.outputs[0])
+    assert len(job.outputs[0].strip().splitlines()) == 1
