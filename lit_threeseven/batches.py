@@ -74,6 +74,7 @@ class Batches:
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         self.rank, self.world_size = rank, world_size
         self.layout = layout
+        self._start = self._seen = 0
         self._full: Batch | None = None
 
     def __len__(self) -> int:
@@ -89,12 +90,24 @@ class Batches:
         if self.shuffle:
             # torch's own generator keeps 32 bits of its seed, too few for two numbers
             order = order[torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(len(order)))]
-        for rows in order.to(self.images.device).split(self.batch_size):
-            yield self._batch(rows)
+        start, self._start = self._start, 0
+        batches = order.to(self.images.device).split(self.batch_size)
+        for self._seen in range(start + 1, len(batches) + 1):
+            yield self._batch(batches[self._seen - 1])
 
     def _batch(self, rows: Tensor, pixels: Callable = flatten) -> Batch:
         share = rows.split(share_sizes(len(rows), self.world_size))[self.rank]
         return Batch(pixels(self.images[share]), self.y[share], len(rows) / self.world_size)
+
+    # Lightning asks for this when it writes a checkpoint, and gives it back when a run goes on within an epoch.
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch have been seen."""
+        return {"seen": self._seen % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out the batches that have been seen from the next epoch that is begun."""
+        self._start = state["seen"]
 
     # Lightning calls `loader.sampler.set_epoch(epoch)` before every training epoch, and looks at `batch_sampler` first.
     batch_sampler = None

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -92,7 +93,8 @@ class Job:
 
     def kill(self, signum: int, rank: int = 0) -> None:
         """Send a signal to one of the processes."""
-        os.kill(self.processes[rank].pid, signum)
+        with suppress(ProcessLookupError):  # it has ended already
+            os.kill(self.processes[rank].pid, signum)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to happen while it runs."""

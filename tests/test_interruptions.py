@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import Job, curves, free_port
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 RECIPES = {
@@ -216,6 +219,23 @@ def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, fault, r
     steps = torch.load(last(folder), weights_only=True)["global_step"]
     Job(folder, "fit", "--trainer.max_epochs", str(steps + 5), "--ckpt_path", "last").run()
     assert torch.load(last(folder), weights_only=True)["global_step"] == steps + 5
+
+
+@pytest.mark.parametrize("step", [7, 12, 19, 24])  # of 12 in an epoch
+def test_a_trainer_of_one_s_own_goes_on_within_an_epoch(trainer, tmp_path, step):
+    def fit(folder: Path, ckpt_path: Path | None = None) -> LitThreeSeven:
+        torch.manual_seed(0)
+        model, save = LitThreeSeven(), ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(max_epochs=3, callbacks=[save], enable_checkpointing=True)
+        run.fit(model, ThreeSevenDataModule(batch_size=1000), ckpt_path=ckpt_path, weights_only=True)
+        return model
+
+    straight = fit(tmp_path / "straight")
+    (checkpoint,) = (tmp_path / "straight").glob(f"step={step}.ckpt")
+    resumed = fit(tmp_path / "resumed", checkpoint)
+    assert resumed.trainer.global_step == 36
+    assert torch.equal(resumed.W, straight.W)
+    assert torch.equal(resumed.b, straight.b)
 
 
 def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):
