@@ -11,7 +11,7 @@ full batch is made ready once; mini-batches are drawn from pixels that stay byte
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,6 +135,15 @@ def mean_over_processes(*tensors: Tensor) -> list[Tensor]:
     distributed.all_reduce(flat)
     parts = flat.div_(distributed.get_world_size()).split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each process holds, in the order of their ranks, on every process."""
+    values = [value]
+    if distributed.is_initialized():
+        values *= distributed.get_world_size()
+        distributed.all_gather_object(values, value)
+    return values
 
 
 def join_shares(share: Tensor, rows: float) -> Tensor:

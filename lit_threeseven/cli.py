@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
-from lit_threeseven.callbacks import FitProgressBar
+from lit_threeseven.callbacks import FitProgressBar, TensorBoardPictures
 from lit_threeseven.checkpoints import (
     LastCheckpoint,
     WholeCheckpointIO,
@@ -188,6 +188,8 @@ class ThreeSevenCLI(LightningCLI):
             callbacks += [self.last, self.best]
         if options.enable_progress_bar is not False:
             callbacks.append(FitProgressBar())
+        if fitting:
+            callbacks.append(TensorBoardPictures())
         self.trainer_defaults |= {"callbacks": callbacks, "plugins": [WholeCheckpointIO()]}
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, DDPStrategy):

@@ -114,19 +114,21 @@ class LitThreeSeven(L.LightningModule):
             step /= self.trainer.accumulate_grad_batches
             parameter.grad = step if parameter.grad is None else parameter.grad + step
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss, accuracy and AUROC of held-out images."""
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Log loss, accuracy and AUROC of held-out images; gives their probabilities, as `forward` does."""
+        return self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss, accuracy and AUROC of the test images."""
-        self._evaluate(batch, self.test_metrics)
+    def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Log loss, accuracy and AUROC of the test images; gives their probabilities, as `forward` does."""
+        return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Any, metrics: MetricCollection) -> Tensor:
         x, y, *_ = batch
+        probability = self(x)
         if len(y):
-            metrics.update(self(x), y)
+            metrics.update(probability, y)
         self.log_dict(metrics, batch_size=len(y))
+        return probability
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Probability and digit of each image.

@@ -42,6 +42,15 @@ class SparsePixels:
             for part in (copy.values(), copy.col_indices(), copy.crow_indices())
         )
 
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Some rows, ``(M,)`` int64, as a dense matrix, ``(M, 784)``."""
+        starts, columns, values = self._rows.crow_indices(), self._rows.col_indices(), self._rows.values()
+        dense = torch.zeros(len(rows), self._rows.shape[1])
+        for row, target in zip(rows.tolist(), dense, strict=True):
+            part = slice(starts[row], starts[row + 1])
+            target[columns[part].long()] = values[part]
+        return dense
+
     def flatten(self, start_dim: int) -> "SparsePixels":
         """Itself, which is flat."""
         return self

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 # Each process is a copy of a server that has done the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lit_threeseven.cli", "processes"])
-TIME_LIMIT = 120
+TIME_LIMIT = 240
 
 
 def free_port() -> int:

@@ -20,6 +20,8 @@ def test_products_are_those_of_the_flattened_images(images, layout, rows):
     assert len(x) == rows
     torch.testing.assert_close(x.flatten(1) @ W, expected @ W, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(x.T @ s, expected.T @ s, rtol=1e-4, atol=1e-4)
+    some = torch.arange(rows).flip(0)[:3]
+    assert torch.equal(x[some], expected[some])
 
 
 def test_sparse_pixels_take_less_memory_than_dense_ones(images):
