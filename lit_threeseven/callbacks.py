@@ -9,12 +9,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.core.module import _jit_is_scripting
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -127,6 +126,9 @@ class TensorBoardPictures(Callback):
     Args:
         share: Share of the training time, 0 to 1, above which drawing leaves out what need not be drawn.
 
+    Attributes:
+        seconds: Time that drawing has taken so far.
+
     Example:
         >>> trainer = L.Trainer(max_epochs=2000, callbacks=[TensorBoardPictures()])
     """
@@ -135,7 +137,7 @@ class TensorBoardPictures(Callback):
         super().__init__()
         self.share = share
         self._failed = False
-        self._spent = 0.0
+        self.seconds = 0.0
         self._collected = None
 
     # When
@@ -148,19 +150,14 @@ class TensorBoardPictures(Callback):
         if trainer.global_step == 0:
             self._draw(trainer, self._graph, pl_module)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Draw the first images."""
-        if trainer.global_step == 0 and batch_idx == 0:
-            self._draw(trainer, self._examples, pl_module, batch)
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the weights; where there is no validation, collect and draw training images too."""
+        """Draw the first images and the weights; where there is no validation, collect and draw training images too."""
         if not self._due(trainer):
             return
+        if trainer.global_step == 1:
+            self._draw(trainer, self._examples, pl_module, batch)
         if self._never_validates(trainer):
             if batch_idx == 0:
                 self._collected = []
@@ -177,7 +174,7 @@ class TensorBoardPictures(Callback):
         epochs = trainer.current_epoch + 1
         draw = trainer.max_epochs >= 0 and epochs + trainer.check_val_every_n_epoch > trainer.max_epochs
         if not draw and len(str(epochs)) > len(str(self._validated)):  # a power of ten lies between them
-            in_time = self._spent <= self.share * (time.monotonic() - self._start)
+            in_time = self.seconds <= self.share * (time.monotonic() - self._start)
             draw = trainer.strategy.broadcast(in_time)
         if draw:
             self._validated, self._collected = epochs, []
@@ -233,7 +230,7 @@ class TensorBoardPictures(Callback):
         recipe = {
             name: value if isinstance(value, int | float) else str(value)
             for name, value in recipe.items()
-            if not name.startswith("_")
+            if not name.startswith("_") and name not in ("data_dir", "pixels")  # which decide nothing
         }
         rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
         writer.add_text("recipe", f"| | |\n|---|---|\n{rows}", 0)
@@ -241,9 +238,13 @@ class TensorBoardPictures(Callback):
             writer._get_file_writer().add_summary(summary)
 
     def _graph(self, writer: SummaryWriter, pl_module: L.LightningModule) -> None:
-        with _jit_is_scripting(), warnings.catch_warnings():
+        # its parameters and its forward alone: metrics and the Trainer are not a part of the graph
+        network = type(type(pl_module).__name__, (nn.Module,), {"forward": type(pl_module).forward})()
+        for name, parameter in pl_module.named_parameters():
+            setattr(network, name, parameter)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that tracing is deprecated, which TensorBoard's writer has to cope with
-            writer.add_graph(pl_module, torch.zeros(1, pl_module.W.shape[0], device=pl_module.device))
+            writer.add_graph(network, torch.zeros(1, pl_module.W.shape[0], device=pl_module.device))
 
     def _examples(self, writer: SummaryWriter, pl_module: L.LightningModule, batch: Any) -> None:
         x, y, *_ = batch
@@ -255,8 +256,8 @@ class TensorBoardPictures(Callback):
         epochs, step = trainer.current_epoch + 1, trainer.global_step - 1
         first, second = pl_module.digits
         title = f"What makes a {first}, and what a {second}, after {epochs:,} epoch{'s' * (epochs > 1)}"
-        writer.add_figure("W", figures.weights(pl_module.W, pl_module.digits, title), step)
-        writer.add_histogram("W", pl_module.W, step)
+        writer.add_figure("W/picture", figures.weights(pl_module.W, pl_module.digits, title), step)
+        writer.add_histogram("W/weights", pl_module.W, step)
         if pl_module.W.grad is not None:
             writer.add_histogram("W/gradient", pl_module.W.grad, step)
 
@@ -312,7 +313,7 @@ class TensorBoardPictures(Callback):
         except Exception as error:
             self._failed = True
             rank_zero_warn(f"No more pictures for TensorBoard: {draw.__name__[1:]} failed with {error!r}.")
-        self._spent += time.monotonic() - start
+        self.seconds += time.monotonic() - start
 
 
 def digit(label: Tensor, digits: tuple[int, int]) -> int:

@@ -36,11 +36,11 @@ def weights(W: Tensor, digits: tuple[int, int] = (3, 7), title: str = "") -> Fig
     limit = picture.abs().max().item() or 1.0
     figure, axes = _panel(4.4, 3.8, right=0.88, xlabel="column", ylabel="row")
     axes.set_title(title or f"W: what makes a {first}, and what a {second}", fontsize=11)
-    axes.set(xticks=[0, 14, 27], yticks=[0, 14, 27])
-    axes.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set(xticks=[0, 27], yticks=[0, 27])
+    axes.imshow(picture.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     # a colour bar in the same axes, which takes half the time of one in its own
     scale = torch.linspace(limit, -limit, 100).unsqueeze(1)
-    axes.imshow(scale, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(29, 30.5, 27.5, -0.5))
+    axes.imshow(scale.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(29, 30.5, 27.5, -0.5))
     for value, row in ((limit, 0), (0.0, 13.5), (-limit, 27)):
         axes.text(31, row, f"{value:+.2g}" if value else "0", va="center", fontsize=9)
     axes.text(34.5, 13.5, f"weight of the pixel  ({second} ← 0 → {first})", rotation=90, va="center", ha="center")
@@ -60,19 +60,21 @@ def images(x: Tensor, captions: Sequence[str], title: str, columns: int = 6) -> 
     """
     x = x.detach().cpu().reshape(-1, SIDE, SIDE)
     rows = -(-len(x) // columns)
-    head, gap = 15, 4  # pixels for the caption, and between images
-    canvas = torch.zeros(rows * (SIDE + head), columns * (SIDE + gap))
-    width = 0.95 * columns
-    height = width * canvas.shape[0] / canvas.shape[1]
-    figure = Figure(figsize=(width, height + 0.35), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, height / (height + 0.35)))
-    for i, (image, caption) in enumerate(zip(x, captions, strict=True)):
-        top, left = i // columns * (SIDE + head) + head, i % columns * (SIDE + gap) + gap // 2
-        canvas[top : top + SIDE, left : left + SIDE] = image * 0.9 + 0.1
-        axes.text(left + SIDE / 2, top - 2, caption, ha="center", va="bottom", fontsize=8, color=INK, linespacing=0.95)
-    axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
-    axes.axis("off")
-    figure.text(0.5, 0.99, title, ha="center", va="top", fontsize=11, color=INK)
+    zoom, gap, head = 3, 6, 46  # screen pixels for a pixel of the image, between images, and for the title
+    caption = 6 + 13 * max(text.count("\n") + 1 for text in captions)
+    width, height = columns * (SIDE * zoom + gap), rows * (SIDE * zoom + caption + gap) + head
+    canvas = torch.ones(height, width)
+    # pixels are put straight into the figure: axes would take longer than all else
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    for i, (image, text) in enumerate(zip(x, captions, strict=True)):
+        top = head + i // columns * (SIDE * zoom + caption + gap) + caption
+        left = i % columns * (SIDE * zoom + gap) + gap // 2
+        enlarged = image.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+        canvas[top : top + SIDE * zoom, left : left + SIDE * zoom] = 0.9 - 0.9 * enlarged
+        place = (left + SIDE * zoom / 2) / width, 1 - (top - 5) / height
+        figure.text(*place, text, ha="center", va="bottom", fontsize=8, color=INK, linespacing=0.95)
+    figure.figimage(canvas.flip(0).numpy(), cmap="gray", vmin=0, vmax=1, origin="lower")
+    figure.text(0.5, 1 - 8 / height, title, ha="center", va="top", fontsize=11, color=INK)
     return figure
 
 
@@ -92,7 +94,7 @@ def confusion_matrix(
     figure, axes = _panel(3.9, 3.6, xlabel="taken for", ylabel="is")
     wrong = int(counts.sum() - counts.trace())
     axes.set_title(f"{wrong:,} of {int(counts.sum()):,} are wrong", fontsize=11)
-    axes.imshow(counts / counts.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
     for row in range(2):
         for column in range(2):
             color = "white" if row == column else INK
@@ -119,7 +121,7 @@ def roc(probability: Tensor, y: Tensor, digits: tuple[int, int] = (3, 7)) -> Fig
     )
     axes.set_title(f"ROC: area under the curve {area:.4f}", fontsize=11)
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    axes.plot(false, true, color=LINE)
+    axes.plot(false.numpy(), true.numpy(), color=LINE)
     return _unit_square(figure, axes)
 
 
@@ -140,11 +142,11 @@ def precision_recall(probability: Tensor, y: Tensor, digits: tuple[int, int] = (
         ylabel="precision",
     )
     axes.set_title(f"Precision and recall of the {first}s", fontsize=11)
-    axes.plot(recall, precision, color=LINE)
+    axes.plot(recall.numpy(), precision.numpy(), color=LINE)
     return _unit_square(figure, axes)
 
 
-def curve(x: Tensor, y: Tensor, title: str, xlabel: str, ylabel: str) -> Figure:
+def curve(x: Tensor, y: Tensor, title: str, xlabel: str, ylabel: str, xscale: str = "linear") -> Figure:
     """Draw a line.
 
     Args:
@@ -153,10 +155,11 @@ def curve(x: Tensor, y: Tensor, title: str, xlabel: str, ylabel: str) -> Figure:
         title: What to write above it.
         xlabel: What `x` is.
         ylabel: What `y` is.
+        xscale: "linear" or "log".
     """
-    figure, axes = _panel(4.6, 3.4, xlabel=xlabel, ylabel=ylabel)
+    figure, axes = _panel(4.6, 3.4, bottom=0.16, xlabel=xlabel, ylabel=ylabel, xscale=xscale)
     axes.set_title(title, fontsize=11)
-    axes.plot(x.detach().cpu(), y.detach().cpu(), color=LINE)
+    axes.plot(x.detach().cpu().numpy(), y.detach().cpu().numpy(), color=LINE)
     axes.grid(color="#dddddd")
     return figure
 
@@ -170,7 +173,7 @@ def numbers(image: Tensor, title: str) -> Figure:
     """
     figure, axes = _panel(9.6, 9.6, left=0.05, bottom=0.05, xlabel="column", ylabel="row")
     axes.set_title(title, fontsize=13)
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+    axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=255)
     for row, values in enumerate(image.tolist()):
         for column, value in enumerate(values):
             color = "white" if value > 127 else "#999999" if value == 0 else INK
