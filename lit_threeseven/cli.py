@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -57,8 +58,8 @@ HELP = {
     "ckpt_path": "Checkpoint to go on from: a file, or best or last for that of the newest run.",
 }
 
-# Where torchrun's agent, which outlives the programs that it starts, keeps the folder of their run.
-RUN_KEY = "lit_threeseven/run"
+# File in the folder of a run that says which torchrun job it belongs to.
+MARKER = ".torchrun"
 
 # What the system says of a full or damaged disk, and what of a process that is not there (any more).
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -89,9 +90,7 @@ class ThreeSevenCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.main_job = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
-        self.store = agent_store()
-        self.run = Path(self.store.get(RUN_KEY).decode()) if self.store and self.store.check([RUN_KEY]) else None
-        self.ckpt_path, self.start_step = None, 0
+        self.ckpt_path, self.run, self.start_step = None, None, 0
         super().__init__(
             LitThreeSeven,
             ThreeSevenDataModule,
@@ -137,6 +136,8 @@ class ThreeSevenCLI(LightningCLI):
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            self.run = meet_again(log_folder(options.trainer))
         if options.ckpt_path:
             self.ckpt_path = str(find_checkpoint(options.ckpt_path, log_folder(options.trainer)))
         elif self.config.subcommand != "fit":
@@ -202,13 +203,18 @@ class ThreeSevenCLI(LightningCLI):
         version = self.run.name if self.run and self.run.parent == logs else None
         purge = {} if version is None else {"purge_step": self.start_step}
         logger = TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False, **purge)
-        if self.store and rank_zero_only.rank == 0:
-            self.store.set(RUN_KEY, logger.log_dir)
+        if rank_zero_only.rank == 0 and (job := torchrun_job()):
+            marker = Path(logger.log_dir, MARKER)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_text(job)
         return logger
 
     def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
         trainer = self.trainer
+        if local_rank() == 0:  # whatever is wrong with the data is told before anything is written
+            datamodule.trainer = trainer
+            datamodule.setup()
         start = time.perf_counter()
         trainer.fit(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         self.fit_seconds = time.perf_counter() - start
@@ -287,12 +293,36 @@ def recipe(options: Namespace) -> dict[str, Any]:
     return settings | {f"optimizer.{name}": value for name, value in (optimizer.init_args.items() if optimizer else ())}
 
 
-def agent_store() -> distributed.Store | None:
-    """The key-value store of torchrun's agent; None without torchrun."""
+def torchrun_job() -> str:
+    """A name of the torchrun job, on this machine and in all of its attempts; empty without torchrun."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # {log folder of the job}/attempt_{n}/{rank}/error.json
+    return str(Path(error_file).parents[2]) if error_file else ""
+
+
+def meet_again(logs: Path) -> Path | None:
+    """Prepare a program that torchrun has restarted: its processes agree on the run to go on with, and where to meet.
+
+    They meet at a new port, since torchrun's own store may still hold the addresses of the processes before them.
+
+    Args:
+        logs: Folder that holds the runs.
+
+    Returns:
+        The folder of the run that was begun before; None if there is none yet.
+    """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    store = distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    key = f"lit_threeseven/attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    if rank_zero_only.rank == 0:
+        begun = [path.parent for path in logs.glob(f"*/{MARKER}") if path.read_text() == torchrun_job()]
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            store.set(key, f"{listener.getsockname()[1]} {begun[0] if begun else ''}")
+    new_port, run = store.get(key).decode().split(" ", 1)
+    os.environ |= {"MASTER_PORT": new_port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    return Path(run) if run else None
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:

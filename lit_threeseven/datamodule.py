@@ -5,7 +5,6 @@ from typing import Literal, get_args
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
@@ -109,18 +108,20 @@ class ThreeSevenDataModule(L.LightningDataModule):
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.pixels, self.seed = pixels, seed
 
-    def prepare_data(self) -> None:
-        """Download what is absent and check everything, once per machine and before anything else is written."""
-        dataset.prepare(self.source, self.data_dir, self.digits)
-        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
-            self.setup("fit")
+    # There is no `prepare_data`: around it Lightning waits for other processes without a time limit.
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images that a stage needs: the training set's for "fit" and "validate", otherwise the test set's.
+        """Download what is absent, once per machine, and read the images that a stage needs.
+
+        They are the training set's for "fit" and "validate", the test set's for "test" and "predict", otherwise both.
 
         Raises:
-            UserError: If a file is damaged, or if `pixels` is "sparse" where that can't work.
+            UserError: If a file is missing or damaged, or if `pixels` is "sparse" where that can't work.
         """
+        if self.trainer is None or self.trainer.local_rank == 0:
+            dataset.prepare(self.source, self.data_dir)
+        if self.trainer:
+            self.trainer.strategy.barrier()
         if stage in ("fit", "validate", None):
             images, y = dataset.load(self.source, self.data_dir, self.digits, train=True)
             train, val = stratified_split(y, self.val_fraction, self.seed)

@@ -42,8 +42,8 @@ def raw_folder(root: str | Path) -> Path:
     return Path(root) / "MNIST" / "raw"
 
 
-def prepare(source: Source, data_dir: str | Path, digits: tuple[int, int]) -> None:
-    """Make sure that both parts of the data can be read, downloading MNIST first where it is absent.
+def prepare(source: Source, data_dir: str | Path) -> None:
+    """Make sure that the data is there, downloading MNIST where it is absent.
 
     A download is complete and checked before any of it appears in ``data_dir``, so that several processes may
     prepare the same folder at once and an interrupted one leaves no half a file.
@@ -51,17 +51,13 @@ def prepare(source: Source, data_dir: str | Path, digits: tuple[int, int]) -> No
     Args:
         source: ``"bundled"`` or ``"torchvision"``.
         data_dir: The torchvision MNIST root; unused for the bundled data.
-        digits: The two digits that must be there.
 
     Raises:
-        UserError: If the files can't be downloaded, are damaged, or hold no image of one of the digits.
+        UserError: If the files can't be downloaded, or what comes is damaged.
     """
-    if source == "torchvision":
-        raw = raw_folder(data_dir)
-        if not all((raw / name).exists() for name in FILES):
-            _download(raw)
-    for train in (True, False):
-        load(source, data_dir, digits, train)
+    raw = raw_folder(data_dir)
+    if source == "torchvision" and not all((raw / name).exists() for name in FILES):
+        _download(raw)
 
 
 def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor, Tensor]:

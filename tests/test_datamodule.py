@@ -8,7 +8,6 @@ from lit_threeseven.pixels import SparsePixels
 
 def setup(**kwargs):
     data = ThreeSevenDataModule(**kwargs)
-    data.prepare_data()
     data.setup()
     return data
 

@@ -102,7 +102,7 @@ def test_a_damaged_file_is_named_with_its_damage(copied_mnist, name, damage, rea
     path = raw_folder(copied_mnist) / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=reason) as error:
-        prepare("torchvision", copied_mnist, (3, 7))
+        load("torchvision", copied_mnist, (3, 7), train=name.startswith("train"))
     assert str(path) in str(error.value)
     assert "Delete" in str(error.value)
 
@@ -126,27 +126,27 @@ def test_a_root_without_one_of_the_digits_is_refused():
 
 
 def test_mnist_is_downloaded_where_it_is_absent(mirror, tmp_path):
-    prepare("torchvision", tmp_path / "new" / "data", (1, 8))
+    prepare("torchvision", tmp_path / "new" / "data")
     images, _ = load("torchvision", tmp_path / "new" / "data", (1, 8), train=False)
     assert images.shape == (20, 28, 28)
     assert {path.name for path in raw_folder(tmp_path / "new" / "data").iterdir()} == set(dataset.FILES)
 
 
 def test_files_that_are_there_are_not_downloaded_again(small_mnist, no_network):
-    prepare("torchvision", small_mnist, (3, 7))
+    prepare("torchvision", small_mnist)
     assert load("torchvision", small_mnist, (3, 7), train=False)[0].shape == (20, 28, 28)
 
 
 def test_archives_put_there_by_hand_need_no_network(mirror, no_network, tmp_path):
     raw = raw_folder(tmp_path / "data")
     shutil.copytree(mirror, raw)
-    prepare("torchvision", tmp_path / "data", (3, 7))
+    prepare("torchvision", tmp_path / "data")
     assert load("torchvision", tmp_path / "data", (3, 7), train=False)[0].shape == (20, 28, 28)
 
 
 def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(no_network, tmp_path):
     with pytest.raises(UserError, match="could not be put into") as error:
-        prepare("torchvision", tmp_path / "new" / "data", (3, 7))
+        prepare("torchvision", tmp_path / "new" / "data")
     for part in (str(raw_folder(tmp_path / "new" / "data")), *dataset.FILES, "bundled"):
         assert part in str(error.value)
     assert not (tmp_path / "new").exists()
@@ -156,7 +156,7 @@ def test_a_mirror_that_serves_a_page_leaves_nothing_behind(mirror, tmp_path):
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(HTML)
     (tmp_path / "data").mkdir()
     with pytest.raises(UserError, match="could not be put into"):
-        prepare("torchvision", tmp_path / "data", (3, 7))
+        prepare("torchvision", tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -165,7 +165,7 @@ def test_processes_that_prepare_one_folder_at_once_do_each_other_no_harm(mirror,
 from torchvision.datasets import MNIST
 MNIST.mirrors, MNIST.resources = {MNIST.mirrors!r}, {MNIST.resources!r}
 from lit_threeseven.dataset import load, prepare
-prepare("torchvision", "data", (3, 7))
+prepare("torchvision", "data")
 assert len(load("torchvision", "data", (3, 7), train=True)[0]) == 60
 """
     processes = [subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) for _ in range(2)]
