@@ -253,6 +253,8 @@ class TensorBoardPictures(Callback):
         writer.add_figure("train/examples", figures.images(x[rows], captions, "The first training images"), 0)
 
     def _weights(self, writer: SummaryWriter, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not pl_module.W.isfinite().all():
+            return  # the run is about to end with a sentence
         epochs, step = trainer.current_epoch + 1, trainer.global_step - 1
         first, second = pl_module.digits
         title = f"What makes a {first}, and what a {second}, after {epochs:,} epoch{'s' * (epochs > 1)}"

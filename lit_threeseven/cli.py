@@ -354,6 +354,7 @@ def silence_libraries() -> None:
         r".*configure_optimizers` will be overridden",  # by --optimizer, as asked for
         r".*callbacks used to create the checkpoint need to be provided",  # not to test or predict
         r".*across ranks is zero",  # val_fraction=0
+        r".*was called before the ``update`` method",  # a process without a share
         r".*Checkpoint directory .* exists and is not empty",  # a resumed run
         r".*The dirpath has changed",  # a run resumed from a checkpoint that was moved
     ):

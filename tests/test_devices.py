@@ -57,7 +57,7 @@ def on_one_device(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_several_processes_end_where_one_does(on_one_device, tmp_path, recipe, processes):
     job = Job(tmp_path, *RECIPES[recipe], "--trainer.log_every_n_steps", "4", processes=processes).run()

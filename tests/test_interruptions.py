@@ -108,7 +108,7 @@ def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uni
     assert not list(folder.glob("logs/*/checkpoints/.*")), "an unfinished file was left"
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_on_two_processes_goes_on_on_any_number(uninterrupted, tmp_path, processes):
     job = Job(tmp_path, *RECIPES["shuffled batches"], processes=2)
     job.wait_until(lambda: last(tmp_path).exists())
@@ -173,13 +173,13 @@ def test_a_worker_that_is_killed_under_torchrun_is_restarted_and_goes_on(uninter
 
 
 def in_a_small_folder(tmp_path: Path, script: str) -> subprocess.CompletedProcess:
-    """Run a shell script in a mount namespace where `small` is a disk of 100 kB, and keep what is then on it."""
+    """Run a shell script in a mount namespace where `small` is a disk of 1 MB, and keep what is then on it."""
     (tmp_path / "small").mkdir()
     script = textwrap.dedent(f"""
-        mount -t tmpfs -o size=100k none small
+        mount -t tmpfs -o size=1m none small
         {script}
         code=$?
-        mount -o remount,size=1m,rw small
+        mount -o remount,size=4m,rw small
         cp -r small kept
         exit $code
     """)
@@ -201,7 +201,9 @@ def in_a_small_folder(tmp_path: Path, script: str) -> subprocess.CompletedProces
         ("mount -o remount,ro small", "Read-only file system"),
     ],
 )
-@pytest.mark.parametrize("log_every_n_steps", [1, 10**6])  # what fails first: the curves, or the checkpoint
+@pytest.mark.parametrize(
+    "log_every_n_steps", [1, pytest.param(10**6, marks=pytest.mark.slow)]
+)  # what fails first: the curves, or the checkpoint
 def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, fault, reason, log_every_n_steps):
     command = (
         f"{sys.executable} {TRAIN} fit --trainer.default_root_dir small --trainer.max_epochs 100000 "
@@ -211,7 +213,7 @@ def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, fault, r
         tmp_path,
         f"""
         {command} & job=$!
-        until test -e small/logs/version_0/checkpoints/last.ckpt; do sleep 0.02; done
+        until test -e small/logs/version_0/checkpoints/last.ckpt || ! kill -0 $job; do sleep 0.02; done
         {fault}
         wait $job
         """,
