@@ -191,7 +191,9 @@ class ThreeSevenCLI(LightningCLI):
             callbacks.append(FitProgressBar())
         if fitting:
             callbacks.append(TensorBoardPictures())
-        self.trainer_defaults |= {"callbacks": callbacks, "plugins": [WholeCheckpointIO()]}
+        self.trainer_defaults["callbacks"] = callbacks
+        plugins = options.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._timeout = PATIENCE

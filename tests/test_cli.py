@@ -158,6 +158,7 @@ def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(cli, batch_size):
     assert scalars(cli.folder / "two/logs/version_0")["val/loss"] == scalars(cli.folder / "logs/version_0")["val/loss"]
 
 
+@pytest.mark.slow
 def test_two_devices_end_at_the_weights_of_one(tmp_path):
     for devices in ("1", "2"):
         command = [

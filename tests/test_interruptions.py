@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, starved of disk, or given the wrong checkpoint: real processes, signals and files."""
 
+import errno
 import os
 import random
 import re
@@ -245,6 +246,21 @@ def test_a_trainer_of_one_s_own_goes_on_within_an_epoch(trainer, tmp_path, step)
     assert resumed.trainer.global_step == 36
     assert torch.equal(resumed.W, straight.W)
     assert torch.equal(resumed.b, straight.b)
+
+
+def test_a_checkpoint_that_can_t_be_written_leaves_the_one_before(cli, monkeypatch):
+    cli("fit", "--trainer.max_epochs", "3")
+    before = last(cli.folder).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, error = cli("fit", "--trainer.max_epochs", "6", "--ckpt_path", "last")
+    assert code == 1
+    assert re.search(r"\.ckpt could not be written \(No space left on device\); what was saved before is whole", error)
+    assert last(cli.folder).read_bytes() == before
+    assert {path.name for path in last(cli.folder).parent.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
 def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):

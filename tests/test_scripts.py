@@ -103,3 +103,25 @@ def test_weights_are_drawn_in_a_palette_centred_on_zero():
     assert image.get_array().shape == (28, 28)
     assert (image.norm.vmin, image.norm.vmax) == (-3, 3)
     assert "1" in figure.axes[0].get_title()
+
+
+def test_tour_goes_through_every_step(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = script("tour.py", "--out", tmp_path / "tour")
+    assert code == 0
+    for fact in ("threes (6131, 28, 28), sevens (6265, 28, 28)", "x (12396, 784)", "for the test 1,010 threes"):
+        assert fact in output
+    assert re.search(r"largest difference from the Trainer's step \d\.\de-0[678]", output)
+    assert float(re.search(r"test images are right: ([\d.]+)%", output)[1]) >= 98.2
+    pictures = {path.stem: imread(path) for path in (tmp_path / "tour").iterdir()}
+    expected = {"digits", "numbers", "sigmoid", "loss", "W", "confusion_matrix", "threshold"}
+    assert pictures.keys() == expected
+    assert all(picture.std() > 0.05 for picture in pictures.values())
+
+
+def test_tour_is_a_notebook_in_the_percent_format():
+    cells = re.split(r"^# %%", (SCRIPTS / "tour.py").read_text(), flags=re.MULTILINE)
+    assert cells[0] == ""
+    prose = [cell for cell in cells if cell.startswith(" [markdown]")]
+    assert len(prose) > 10
+    assert all(line.startswith("#") for cell in prose for line in cell.strip().splitlines()[1:])
