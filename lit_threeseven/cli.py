@@ -136,17 +136,17 @@ class ThreeSevenCLI(LightningCLI):
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun has restarted this program
             self.run = meet_again(log_folder(options.trainer))
-        if options.ckpt_path:
+        if self.run and (last := self.run / "checkpoints" / "last.ckpt").is_file():
+            self.ckpt_path = str(last)
+        elif options.ckpt_path:
             self.ckpt_path = str(find_checkpoint(options.ckpt_path, log_folder(options.trainer)))
         elif self.config.subcommand != "fit":
             raise UserError(
                 f"{self.config.subcommand} needs a trained network: give --ckpt_path with a file, or with best or "
                 "last for those of the newest run."
             )
-        elif self.run and (last := self.run / "checkpoints" / "last.ckpt").is_file():
-            self.ckpt_path = str(last)  # torchrun has restarted this program
         if self.ckpt_path:
             checkpoint = read_checkpoint(self.ckpt_path, options.data.digits)
             if self.config.subcommand == "fit":
@@ -196,7 +196,8 @@ class ThreeSevenCLI(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, DDPStrategy):
-            trainer.strategy._timeout = PATIENCE
+            if isinstance(options.strategy, str):  # not one with a limit of its own
+                trainer.strategy._timeout = PATIENCE
             trainer.callbacks.append(EndTogether())
         return trainer
 
@@ -347,7 +348,10 @@ def relative(path: str | Path) -> str:
 def silence_libraries() -> None:
     """Leave out what nobody at the terminal can do anything about, and tell other warnings in a line each."""
     warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
-    threading.excepthook = lambda args: None  # TensorBoard's writer: what stops it is raised in the main thread too
+    threading.excepthook = lambda thread: (
+        # TensorBoard's writer: what stops it is raised in the main thread too
+        None if issubclass(thread.exc_type, OSError) else threading.__excepthook__(thread)
+    )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -59,10 +59,10 @@ class ThreeSevenDataModule(L.LightningDataModule):
             per epoch.
         val_fraction: Share of the training images that is held out for validation, from 0 to less than 1, the same
             share of both digits. With 0 all of them train and no validation runs.
-        pixels: How the pixels of a full training batch are stored. "sparse" is fastest, and needs a CPU and a torch
-            with MKL. "auto" takes it where it can be had and "dense" elsewhere. The result is the same.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
+        pixels: How the pixels of a full training batch are stored. "sparse" is fastest, and needs a CPU and a torch
+            with MKL. "auto" takes it where it can be had and "dense" elsewhere. The result is the same.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -81,8 +81,8 @@ class ThreeSevenDataModule(L.LightningDataModule):
         digits: tuple[int, int] = (3, 7),
         batch_size: int | None = None,
         val_fraction: float = 0.1,
-        pixels: Literal["auto", "dense", "sparse"] = "auto",
         seed: int = 0,
+        pixels: Literal["auto", "dense", "sparse"] = "auto",
     ) -> None:
         super().__init__()
         digits = tuple(digits)
