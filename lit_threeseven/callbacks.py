@@ -172,7 +172,7 @@ class TensorBoardPictures(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         epochs = trainer.current_epoch + 1
-        draw = trainer.max_epochs >= 0 and epochs + trainer.check_val_every_n_epoch > trainer.max_epochs
+        draw = 0 <= trainer.max_epochs < epochs + (trainer.check_val_every_n_epoch or 1)  # it is the last one
         if not draw and len(str(epochs)) > len(str(self._validated)):  # a power of ten lies between them
             in_time = self.seconds <= self.share * (time.monotonic() - self._start)
             draw = trainer.strategy.broadcast(in_time)
@@ -189,7 +189,8 @@ class TensorBoardPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect what is drawn afterwards."""
-        self._collect(outputs, batch)
+        if isinstance(outputs, Tensor):
+            self._collect(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the validation."""
@@ -276,7 +277,8 @@ class TensorBoardPictures(Callback):
         shares = gather_objects(self._collected)
         self._collected = None
         parts = [torch.cat(part) for part in zip(*(batch for share in shares for batch in share), strict=True)]
-        self._draw(trainer, self._evaluation, pl_module.digits, stage, step, *parts)
+        if parts:
+            self._draw(trainer, self._evaluation, pl_module.digits, stage, step, *parts)
 
     def _evaluation(
         self,

@@ -120,6 +120,18 @@ def test_dataloaders_of_one_s_own_are_drawn_too(watched, tmp_path):
     )
 
 
+def test_validation_by_steps_and_steps_that_give_nothing_break_no_run(watched, tmp_path):
+    class Silent(LitThreeSeven):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+
+    run = watched(max_steps=9, val_check_interval=3, check_val_every_n_epoch=None)
+    run.fit(Silent(), ThreeSevenDataModule(batch_size=2000))
+    assert run.global_step == 9
+    assert not any(name.startswith("val/") for name in pictures(tmp_path / "run"))
+    assert len(written(tmp_path / "run").Scalars("val/loss")) == 3
+
+
 def test_the_hardest_images_are_those_with_the_highest_loss(watched, monkeypatch):
     drawn = {}
     draw = figures.images
