@@ -93,7 +93,8 @@ class LitThreeSeven(L.LightningModule):
             probability = self(x)
             loss = mean_squared_error(probability, y, rows)
         self._step = x.flatten(1), probability, y, rows
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps
+        if every and (self.global_step + 1) % every == 0:
             self._check_finite()
             accuracy = loss.new_zeros(())  # of an empty share, which torchmetrics does not take
             if len(y):

@@ -147,6 +147,13 @@ def test_trainer_s_options_do_what_they_do_to_a_derived_gradient(trainer, option
     torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
 
 
+def test_nothing_is_logged_where_the_trainer_is_to_log_nothing(trainer):
+    run = trainer(max_epochs=2, log_every_n_steps=0)
+    run.fit(LitThreeSeven(), ThreeSevenDataModule(val_fraction=0))
+    assert run.global_step == 2
+    assert not run.callback_metrics
+
+
 def test_a_gradient_scaler_is_refused(trainer):
     precision = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(
