@@ -73,12 +73,31 @@ CHECKS_PER_FIT = 20
 
 
 class EndTogether(Callback):
-    """When this process fails, end those that Lightning has started: they may be waiting for it."""
+    """Begin and end with the other processes of a run.
+
+    This process gives up if they have not all come after a while, which gloo alone does not always do. When it fails it
+    ends those that Lightning has started: they may be waiting for it.
+    """
+
+    def __init__(self) -> None:
+        self._watch = threading.Timer(1.5 * PATIENCE.total_seconds(), self._give_up)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def setup(self, trainer: Trainer, pl_module: LitThreeSeven, stage: str) -> None:
+        """They are all there."""
+        self._watch.cancel()
 
     def on_exception(self, trainer: Trainer, pl_module: LitThreeSeven, exception: BaseException) -> None:
         """End them."""
         if trainer.strategy.launcher and not isinstance(exception, Stopped):
             trainer.strategy.launcher.kill(signal.SIGTERM)
+
+    @staticmethod
+    def _give_up() -> None:
+        if not local_rank():
+            print(f"lit-threeseven: error: {lost('no answer')}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread is deep inside torch
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -398,11 +417,16 @@ def main(args: list[str] | None = None) -> None:
         if not isinstance(error, distributed.DistError) and not LOST.search(str(error)):
             raise
         reason = str(error).splitlines()[0].partition(". This is typically")[0]
-        fail(
-            f"The processes of this run lost one another, or did not all come ({reason}). If none of them says why, "
-            "start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and a free "
-            "MASTER_PORT of the first."
-        )
+        fail(lost(reason))
+
+
+def lost(reason: str) -> str:
+    """What to say when other processes are not there."""
+    return (
+        f"The processes of this run lost one another, or did not all come ({reason}). If none of them says why, "
+        "start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and a free "
+        "MASTER_PORT of the first."
+    )
 
 
 def local_rank() -> int:
