@@ -82,7 +82,8 @@ def main() -> None:
         rest += ["--trainer.log_every_n_steps", "5"]
         results = {}
         for trial, (launch, devices) in {"1 device": ([sys.executable], ["--trainer.devices", "1"]), **trials}.items():
-            with tempfile.TemporaryDirectory() as folder:
+            # what is launched on other machines finds this folder there, as it does the script
+            with tempfile.TemporaryDirectory(prefix=".verify-", dir=Path.cwd() if args.launch else None) as folder:
                 results[trial] = run(launch, Path(folder), [*options, *devices, *rest])
             steps = 1 + max(step for tag, step in results[trial]["metrics"] if tag == "train/loss")
             line = f"{recipe:18} {trial:12} {steps:6,} {len(results[trial]['predictions']):12,}"

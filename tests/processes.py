@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _main(args: list[str], folder: str, environment: dict[str, str], output: str) -> None:
+def _main(args: list[str], folder: str, environment: dict[str, str], output: str, patience: float) -> None:
     os.setsid()
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
@@ -34,22 +35,28 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from lit_threeseven.cli import main
+    from lit_threeseven import cli
 
+    cli.PATIENCE = timedelta(seconds=patience)
     torch.set_num_threads(1)
     rank_zero_only.rank = int(
         environment.get("RANK") or environment.get("SLURM_PROCID") or 0
     )  # it was found out when the server did its imports
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    main(args)
+    cli.main(args)
 
 
 class Job:
     """One run of the command line, as one process or as torchrun would start several."""
 
     def __init__(
-        self, folder: Path, *args: str, processes: int = 1, environments: list[dict[str, str]] | None = None
+        self,
+        folder: Path,
+        *args: str,
+        processes: int = 1,
+        environments: list[dict[str, str]] | None = None,
+        patience: float = 60,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
@@ -68,7 +75,7 @@ class Job:
             ]
         self._outputs = [folder / f"output-{rank}.txt" for rank in range(len(environments))]
         self.processes = [
-            CONTEXT.Process(target=_main, args=(args, str(folder), environment, str(output)))
+            CONTEXT.Process(target=_main, args=(args, str(folder), environment, str(output), patience))
             for environment, output in zip(environments, self._outputs, strict=True)
         ]
         for process in self.processes:

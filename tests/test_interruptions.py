@@ -300,10 +300,10 @@ def node(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_nodes_that_disagree_about_their_number_end_with_a_sentence(tmp_path, monkeypatch):
+def test_nodes_that_disagree_about_their_number_end_with_a_sentence(tmp_path):
     port = free_port()
-    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)])
-    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)])
+    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)], patience=15)
+    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)], patience=15)
     for job in (first, second):
         assert job.wait() == [1]
         assert "start all nodes with the same number of nodes and devices" in job.outputs[0].splitlines()[-1]
