@@ -115,9 +115,10 @@ class TensorBoardPictures(Callback):
     """Show in TensorBoard how `LitThreeSeven` thinks.
 
     - At the start the recipe as text and hyper-parameters, the graph, and a grid of training images.
-    - After 1, 10, 100, … epochs and the last one `W` as a picture, and histograms of `W` and its gradient.
-    - At the last validation, and before it after 10, 100, … epochs where time allows: the images with the highest
-      loss, the confusion matrix, ROC and precision-recall curves. Without validation data training images are drawn.
+    - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
+    - Of the last validation, and of those after 10, 100, … epochs where time allows: the images with the highest
+      loss, the confusion matrix, ROC and precision-recall curves. Without validation data training images are drawn,
+      after 1, 10, 100, … and `max_epochs` epochs.
     - At a test the confusion matrix, ROC and precision-recall curves.
 
     Only the first process writes. Where the Trainer has no `TensorBoardLogger` nothing is drawn. A picture that fails
@@ -138,14 +139,20 @@ class TensorBoardPictures(Callback):
         self.share = share
         self._failed = False
         self.seconds = 0.0
-        self._collected = None
+        self._collected: list | None = None
+        self._source = "", 0  # stage and step that it was collected in
 
     # When
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write what is known beforehand."""
         self._start, self._collected = time.monotonic(), None
+        self._weights_step = trainer.global_step - 1  # of the last weights that were drawn
         self._validated = trainer.current_epoch  # epochs at the last validation that was drawn
+        if trainer.enable_validation:
+            # otherwise Lightning asks for the validation data at the first validation, and until then nobody knows
+            # whether there are any
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
         self._draw(trainer, self._recipe, trainer, pl_module)
         if trainer.global_step == 0:
             self._draw(trainer, self._graph, pl_module)
@@ -158,26 +165,27 @@ class TensorBoardPictures(Callback):
             return
         if trainer.global_step == 1:
             self._draw(trainer, self._examples, pl_module, batch)
-        if self._never_validates(trainer):
+        if trainer.is_last_batch:
+            self._draw_weights(trainer, pl_module, trainer.current_epoch + 1)
+        if not trainer.enable_validation or not any(trainer.num_val_batches):
             if batch_idx == 0:
                 self._collected = []
+            self._source = "train", trainer.global_step - 1
             with torch.no_grad():
                 self._collect(pl_module(batch[0]), batch)
-        if trainer.is_last_batch:
-            self._draw(trainer, self._weights, trainer, pl_module)
-            self._draw_collected(trainer, pl_module, "train", trainer.global_step - 1)
+            if trainer.is_last_batch:
+                self._draw_collected(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the weights and the validation that the training has ended with."""
+        if trainer.global_step - 1 > self._weights_step:
+            self._draw_weights(trainer, pl_module, trainer.current_epoch)
+        self._draw_collected(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Decide whether this validation is drawn."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        epochs = trainer.current_epoch + 1
-        draw = 0 <= trainer.max_epochs < epochs + (trainer.check_val_every_n_epoch or 1)  # it is the last one
-        if not draw and len(str(epochs)) > len(str(self._validated)):  # a power of ten lies between them
-            in_time = self.seconds <= self.share * (time.monotonic() - self._start)
-            draw = trainer.strategy.broadcast(in_time)
-        if draw:
-            self._validated, self._collected = epochs, []
+        """Collect anew: any validation may be the last one."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._collected, self._source = [], ("val", trainer.global_step - 1)
 
     def on_validation_batch_end(
         self,
@@ -193,29 +201,30 @@ class TensorBoardPictures(Callback):
             self._collect(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the validation."""
-        self._draw_collected(trainer, pl_module, "val", trainer.global_step - 1)
+        """Draw the validation, if it is due and time allows."""
+        if self._collected is None:
+            return
+        epochs = trainer.current_epoch + 1
+        if len(str(epochs)) > len(str(self._validated)):  # a power of ten lies between them
+            in_time = self.seconds <= self.share * (time.monotonic() - self._start)
+            if trainer.strategy.broadcast(in_time):
+                self._validated = epochs
+                self._draw_collected(trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A test is always drawn."""
-        self._collected = []
+        self._collected, self._source = [], ("test", trainer.global_step)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the test."""
-        self._draw_collected(trainer, pl_module, "test", trainer.global_step)
+        self._draw_collected(trainer, pl_module)
 
     @staticmethod
     def _due(trainer: L.Trainer) -> bool:
         epochs = trainer.current_epoch + 1
         return epochs == trainer.max_epochs or epochs == 10 ** (len(str(epochs)) - 1)
-
-    @staticmethod
-    def _never_validates(trainer: L.Trainer) -> bool:
-        # the loader of validation data is not asked for before the first validation
-        unasked = trainer.val_dataloaders is None
-        return not trainer.enable_validation or not (unasked or any(trainer.num_val_batches))
 
     # What
 
@@ -253,10 +262,13 @@ class TensorBoardPictures(Callback):
         captions = [str(digit(value, pl_module.digits)) for value in y[rows]]
         writer.add_figure("train/examples", figures.images(x[rows], captions, "The first training images"), 0)
 
-    def _weights(self, writer: SummaryWriter, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _draw_weights(self, trainer: L.Trainer, pl_module: L.LightningModule, epochs: int) -> None:
+        self._weights_step = trainer.global_step - 1
+        self._draw(trainer, self._weights, pl_module, epochs, self._weights_step)
+
+    def _weights(self, writer: SummaryWriter, pl_module: L.LightningModule, epochs: int, step: int) -> None:
         if not pl_module.W.isfinite().all():
             return  # the run is about to end with a sentence
-        epochs, step = trainer.current_epoch + 1, trainer.global_step - 1
         first, second = pl_module.digits
         title = f"What makes a {first}, and what a {second}, after {epochs:,} epoch{'s' * (epochs > 1)}"
         writer.add_figure("W/picture", figures.weights(pl_module.W, pl_module.digits, title), step)
@@ -271,14 +283,14 @@ class TensorBoardPictures(Callback):
         hardest = (probability - y).abs().squeeze(1).topk(min(GRID, len(y))).indices
         self._collected.append([part.cpu() for part in (probability, y, x[hardest], probability[hardest], y[hardest])])
 
-    def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, step: int) -> None:
+    def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._collected is None:
             return
         shares = gather_objects(self._collected)
         self._collected = None
         parts = [torch.cat(part) for part in zip(*(batch for share in shares for batch in share), strict=True)]
         if parts:
-            self._draw(trainer, self._evaluation, pl_module.digits, stage, step, *parts)
+            self._draw(trainer, self._evaluation, pl_module.digits, *self._source, *parts)
 
     def _evaluation(
         self,

@@ -38,24 +38,52 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: If it can't be written.
         """
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")
         content = io.BytesIO()  # torch.save into a file on a full disk does not say what was wrong
         torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise UserError(
-                f"{path} could not be written ({error.strerror}); what was saved before is whole. Mend that, or choose "
-                "another folder, and go on from there with --ckpt_path."
-            ) from error
+        write_whole(Path(path), content.getbuffer())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its place, and move it there in one step when it is complete and on the disk.
+
+    Raises:
+        UserError: If it can't be written; what was there before is then still there.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); what was saved before is whole. Mend that, or choose "
+            "another folder, and go on from there with --ckpt_path."
+        ) from error
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the state with the lowest validation loss in `best.ckpt`.
+
+    A run that goes on in a folder that was moved or copied knows its best checkpoint there; one that goes on in a new
+    folder begins to look for it anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint, with the best one where it is now."""
+        best = str(Path(self.dirpath, "best.ckpt"))
+        if state_dict["best_model_path"] and Path(best).is_file():
+            here = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
+            super().load_state_dict(state_dict | here | {"best_k_models": {best: state_dict["best_model_score"]}})
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -80,6 +108,9 @@ class LastCheckpoint(ModelCheckpoint):
         self.period = every_n_epochs
         self._signal = 0
         self._handlers = {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is taken up: the folder of the run says it all."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to the signals, in place of Lightning, which stops at once on one and in mid-air on the other."""
@@ -123,17 +154,23 @@ def find_checkpoint(ckpt_path: str, logs: Path) -> Path:
     """The file that `--ckpt_path` means.
 
     Args:
-        ckpt_path: A path, or "best" or "last" for those of the newest run.
+        ckpt_path: A path, or "best" or "last" for those of the newest run, which has the highest number.
         logs: Folder that holds the runs.
 
     Raises:
         UserError: If there is no such file.
     """
     if ckpt_path in ("best", "last"):
-        found = sorted(logs.glob(f"version_*/checkpoints/{ckpt_path}.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"There is no run with a {ckpt_path} checkpoint in {logs}; train first, or give its file.")
-        return found[-1]
+        runs = [path for path in logs.glob("version_*") if path.name[8:].isdigit()]
+        if not runs:
+            raise UserError(f"There is no run in {logs}; train first without --ckpt_path, or give a checkpoint's file.")
+        found = max(runs, key=lambda path: int(path.name[8:])) / "checkpoints" / f"{ckpt_path}.ckpt"
+        if not found.is_file():
+            raise UserError(
+                f"The newest run has not saved a {ckpt_path} checkpoint: {found} is not there. Begin it anew without "
+                "--ckpt_path, or give the file of another one."
+            )
+        return found
     if not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
     return Path(ckpt_path).resolve()
@@ -169,13 +206,13 @@ def read_checkpoint(path: str | Path, digits: tuple[int, int]) -> dict[str, Any]
 
 
 def check_recipe(path: str | Path, checkpoint: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Check that a run would go on as it began.
+    """Check that a checkpoint was made with a recipe.
 
     Args:
         path: Where the checkpoint came from.
-        checkpoint: Its content.
-        recipe: What the run is to use: "model.lr", "data.seed" and the like, and the optimizer's class and arguments as
-            "optimizer" and "optimizer.lr".
+        checkpoint: Its content. What it does not tell of itself is not compared: that of a Trainer of one's own has the
+            arguments of model and data only.
+        recipe: What is to be used: "model.lr", "data.seed", "optimizer.momentum" and the like.
 
     Raises:
         UserError: If the checkpoint was made with something else; it names what differs.
@@ -185,17 +222,11 @@ def check_recipe(path: str | Path, checkpoint: dict[str, Any], recipe: dict[str,
         for room, entry in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters"))
         for name, value in checkpoint.get(entry, {}).items()
     }
-    if states := checkpoint.get("optimizer_states"):
-        group = states[0]["param_groups"][0]
-        made_with |= {f"optimizer.{name}": group.get(f"initial_{name}", value) for name, value in group.items()}
-        made_with["optimizer"] = checkpoint.get("optimizer", recipe["optimizer"])
+    made_with |= checkpoint.get("recipe", {})
     differing = [
         f"{name} {made_with[name]} instead of {value}"
         for name, value in recipe.items()
         if name in made_with and made_with[name] != value
     ]
     if differing:
-        raise UserError(
-            f"{path} was made with {', '.join(differing)}; give the same settings to go on from it, or train anew "
-            "without --ckpt_path."
-        )
+        raise UserError(f"{path} was made with {', '.join(differing)}; give the same settings, or another checkpoint.")

@@ -2,38 +2,39 @@
 
 import csv
 import errno
+import io
 import logging
-import os
+import math
 import re
 import shutil
-import signal
-import socket
 import sys
 import threading
 import time
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import distributed
 
+from lit_threeseven import launch
 from lit_threeseven.callbacks import FitProgressBar, TensorBoardPictures
 from lit_threeseven.checkpoints import (
+    BestCheckpoint,
     LastCheckpoint,
     WholeCheckpointIO,
     check_recipe,
     find_checkpoint,
     read_checkpoint,
+    write_whole,
 )
 from lit_threeseven.datamodule import ThreeSevenDataModule
 from lit_threeseven.errors import Stopped, UserError
@@ -49,55 +50,30 @@ HELP = {
     "validate": "Measure a checkpoint on the held-out training images.",
     "test": "Measure a checkpoint on the test images.",
     "predict": "Write what a checkpoint makes of each test image to a CSV file beside it.",
-    "seed_everything": "Seed of the starting W and b; true draws one at random.",
+    "seed_everything": "Seed of the starting W and b; false draws them anew each time.",
     "trainer.check_val_every_n_epoch": "Epochs from one validation, and one saved checkpoint, to the next. Left alone, "
-    "there are 20 over the whole fit, or one per epoch if it is shorter.",
+    "there are at most 20 over the whole fit.",
     "trainer.logger": "Where curves go. Left alone, fit writes a TensorBoard run to logs/version_N, and the other "
     "subcommands write none; false switches it off.",
     "trainer.default_root_dir": "Folder that the folder logs is put into. Left alone, the current one.",
     "ckpt_path": "Checkpoint to go on from: a file, or best or last for that of the newest run.",
 }
 
-# File in the folder of a run that says which torchrun job it belongs to.
-MARKER = ".torchrun"
-
-# What the system says of a full or damaged disk, and what of a process that is not there (any more).
+# What the system says of a full or damaged disk.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-LOST = re.compile("gloo|nccl", re.IGNORECASE)
 
-# How long a process waits for another one.
-PATIENCE = timedelta(minutes=2)
+# Arguments of the Trainer that decide where a training ends.
+DECIDING = (
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "limit_train_batches",
+    "overfit_batches",
+)
 
-# Validations, and saved checkpoints, of a whole fit where `check_val_every_n_epoch` is not given.
+# Validations, and saved checkpoints, of a whole fit at most, where `check_val_every_n_epoch` is not given.
 CHECKS_PER_FIT = 20
-
-
-class EndTogether(Callback):
-    """Begin and end with the other processes of a run.
-
-    This process gives up if they have not all come after a while, which gloo alone does not always do. When it fails it
-    ends those that Lightning has started: they may be waiting for it.
-    """
-
-    def __init__(self) -> None:
-        self._watch = threading.Timer(1.5 * PATIENCE.total_seconds(), self._give_up)
-        self._watch.daemon = True
-        self._watch.start()
-
-    def setup(self, trainer: Trainer, pl_module: LitThreeSeven, stage: str) -> None:
-        """They are all there."""
-        self._watch.cancel()
-
-    def on_exception(self, trainer: Trainer, pl_module: LitThreeSeven, exception: BaseException) -> None:
-        """End them."""
-        if trainer.strategy.launcher and not isinstance(exception, Stopped):
-            trainer.strategy.launcher.kill(signal.SIGTERM)
-
-    @staticmethod
-    def _give_up() -> None:
-        if not local_rank():
-            print(f"lit-threeseven: error: {lost('no answer')}", file=sys.stderr, flush=True)
-        os._exit(1)  # the main thread is deep inside torch
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -155,8 +131,7 @@ class ThreeSevenCLI(LightningCLI):
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun has restarted this program
-            self.run = meet_again(log_folder(options.trainer))
+        self.run = launch.restarted_run(log_folder(options.trainer))
         if self.run and (last := self.run / "checkpoints" / "last.ckpt").is_file():
             self.ckpt_path = str(last)
         elif options.ckpt_path:
@@ -169,43 +144,61 @@ class ThreeSevenCLI(LightningCLI):
         if self.ckpt_path:
             checkpoint = read_checkpoint(self.ckpt_path, options.data.digits)
             if self.config.subcommand == "fit":
+                if "optimizer_states" not in checkpoint:
+                    raise UserError(f"{self.ckpt_path} holds weights alone, and no run to go on with; give another.")
                 check_recipe(self.ckpt_path, checkpoint, recipe(options))
                 self.run, self.start_step = Path(self.ckpt_path).parent.parent, checkpoint["global_step"]
+            elif self.config.subcommand == "validate":  # on the images that were held out then
+                check_recipe(self.ckpt_path, checkpoint, held_out(options))
 
     def before_instantiate_classes(self) -> None:
-        """Spread validations over the fit, and take torchrun's number of processes, unless the user says otherwise."""
-        trainer = self.config[self.subcommand].trainer
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        """Spread validations over the fit, and take the number of processes that were started.
+
+        Both unless the user says otherwise.
+        """
+        options = self.config[self.subcommand]
+        trainer = options.trainer
+        if started := launch.processes_started():
+            starter, world_size, local = started
             if trainer.devices == "auto":
                 trainer.devices, trainer.num_nodes = local, world_size // local
             if str(trainer.devices) != str(local) or trainer.num_nodes * local != world_size:
                 raise UserError(
-                    f"torchrun has started {world_size} processes, {local} on this machine, and --trainer.devices "
+                    f"{starter} has started {world_size} processes, {local} on this machine, and --trainer.devices "
                     f"{trainer.devices} --trainer.num_nodes {trainer.num_nodes} are others; leave these options out."
                 )
-        if trainer.check_val_every_n_epoch is None:
-            trainer.check_val_every_n_epoch = max(1, (trainer.max_epochs or 0) // CHECKS_PER_FIT)
+        self.check_every = trainer.check_val_every_n_epoch or max(1, -(-(trainer.max_epochs or 0) // CHECKS_PER_FIT))
+        if type(trainer.val_check_interval) is not int:  # which is steps, over epochs if need be
+            trainer.check_val_every_n_epoch = self.check_every
+        optimizer = options.get("optimizer")
+        if options.get("lr_scheduler") and not optimizer:
+            raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
+        if optimizer and not 0 < (lr := optimizer.init_args.get("lr", 1.0)) < math.inf:
+            raise UserError(f"optimizer.lr must be a finite number above 0, got {lr}.")
+
+    def instantiate_classes(self) -> None:
+        """Build model, data, optimizer and Trainer; what one of them says of its arguments is for the user."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the logger, the checkpoints and the progress bar, each unless the user says otherwise."""
         options = self.config_init[self.subcommand].trainer
         fitting = self.subcommand == "fit"
-        if not fitting:
+        if not fitting or options.logger is False:  # there is no folder of the run to put it into
             self.save_config_callback = None
+        if not fitting:
             kwargs["enable_checkpointing"] = False
         if options.logger is None:
             kwargs["logger"] = fitting and self.instantiate_logger(log_folder(options))
         callbacks = []
         if fitting and options.enable_checkpointing is not False:
-            self.last = LastCheckpoint(options.check_val_every_n_epoch)
-            self.best = ModelCheckpoint(
-                filename="best",
-                monitor="val/loss",
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
-            )
-            callbacks += [self.last, self.best]
+            self.last, self.best = LastCheckpoint(self.check_every), BestCheckpoint()
+            made_with = recipe(self.config[self.subcommand])
+            note = LambdaCallback(on_save_checkpoint=lambda trainer, module, state: state.update(recipe=made_with))
+            callbacks += [self.last, self.best, note]
         if options.enable_progress_bar is not False:
             callbacks.append(FitProgressBar())
         if fitting:
@@ -216,8 +209,8 @@ class ThreeSevenCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if isinstance(trainer.strategy, DDPStrategy):
             if isinstance(options.strategy, str):  # not one with a limit of its own
-                trainer.strategy._timeout = PATIENCE
-            trainer.callbacks.append(EndTogether())
+                trainer.strategy._timeout = launch.PATIENCE
+            trainer.callbacks.append(launch.EndTogether())
         return trainer
 
     def instantiate_logger(self, logs: Path) -> TensorBoardLogger:
@@ -225,8 +218,8 @@ class ThreeSevenCLI(LightningCLI):
         version = self.run.name if self.run and self.run.parent == logs else None
         purge = {} if version is None else {"purge_step": self.start_step}
         logger = TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False, **purge)
-        if rank_zero_only.rank == 0 and (job := torchrun_job()):
-            marker = Path(logger.log_dir, MARKER)
+        if rank_zero_only.rank == 0 and (job := launch.job_name()):
+            marker = Path(logger.log_dir, launch.MARKER)
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.write_text(job)
         return logger
@@ -234,7 +227,7 @@ class ThreeSevenCLI(LightningCLI):
     def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
         trainer = self.trainer
-        if local_rank() == 0:  # whatever is wrong with the data is told before anything is written
+        if launch.local_rank() == 0:  # whatever is wrong with the data is told before anything is written
             datamodule.trainer = trainer
             datamodule.setup()
         start = time.perf_counter()
@@ -280,14 +273,15 @@ class ThreeSevenCLI(LightningCLI):
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
         first, second = datamodule.digits
-        truth = torch.where(datamodule.test.y == 1, first, second)
+        truth = torch.where(datamodule.test.y == 1, first, second)[: len(digit)]  # limit_predict_batches may be given
         path = Path(self.ckpt_path).with_suffix(".predictions.csv")
         if self.trainer.is_global_zero:
-            with path.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["image", "truth", "digit", f"probability of {first}"])
-                columns = (column.squeeze(1).tolist() for column in (truth, digit, probability))
-                writer.writerows([image, *row] for image, row in enumerate(zip(*columns, strict=True)))
+            file = io.StringIO()
+            writer = csv.writer(file)
+            writer.writerow(["image", "truth", "digit", f"probability of {first}"])
+            columns = (column.squeeze(1).tolist() for column in (truth, digit, probability))
+            writer.writerows([image, *row] for image, row in enumerate(zip(*columns, strict=True)))
+            write_whole(path, file.getvalue().encode())
         right = int((digit == truth).sum())
         self.report({"Images": f"{len(truth):,}, {right:,} of them right", "Predictions": relative(path)})
 
@@ -299,52 +293,30 @@ class ThreeSevenCLI(LightningCLI):
 
 def log_folder(trainer: Namespace) -> Path:
     """The folder that holds one folder per run: `logs` in the trainer's `default_root_dir`."""
-    return Path(trainer.default_root_dir or ".").resolve() / "logs"
+    return Path(trainer.default_root_dir or ".", "logs").resolve()
 
 
 def recipe(options: Namespace) -> dict[str, Any]:
     """What decides where a training ends: the arguments that a run can't go on with others of.
 
     Args:
-        options: The arguments of fit.
+        options: The arguments of a subcommand.
     """
     settings = {f"model.{name}": options.model[name] for name in ("lr", "init_std")}
-    settings |= {f"data.{name}": options.data[name] for name in ("source", "batch_size", "val_fraction", "seed")}
-    optimizer = options.get("optimizer")
-    settings["optimizer"] = optimizer.class_path.split(".")[-1] if optimizer else "SGD"
-    return settings | {f"optimizer.{name}": value for name, value in (optimizer.init_args.items() if optimizer else ())}
+    settings |= held_out(options) | {"data.batch_size": options.data.batch_size}
+    settings |= {f"trainer.{name}": options.trainer[name] for name in DECIDING}
+    sgd = torch.optim.SGD([torch.empty(0)], options.model.lr).defaults
+    for kind, default in (("optimizer", Namespace(class_path="SGD", init_args=sgd)), ("lr_scheduler", None)):
+        chosen = options.get(kind) or default
+        settings[kind] = chosen and chosen.class_path.split(".")[-1]
+        settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
+    kept = int | float | str | None  # a checkpoint is read without running code: no classes in it
+    return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
 
 
-def torchrun_job() -> str:
-    """A name of the torchrun job, on this machine and in all of its attempts; empty without torchrun."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # {log folder of the job}/attempt_{n}/{rank}/error.json
-    return str(Path(error_file).parents[2]) if error_file else ""
-
-
-def meet_again(logs: Path) -> Path | None:
-    """Prepare a program that torchrun has restarted: its processes agree on the run to go on with, and where to meet.
-
-    They meet at a new port, since torchrun's own store may still hold the addresses of the processes before them.
-
-    Args:
-        logs: Folder that holds the runs.
-
-    Returns:
-        The folder of the run that was begun before; None if there is none yet.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
-    key = f"lit_threeseven/attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    if rank_zero_only.rank == 0:
-        begun = [path.parent for path in logs.glob(f"*/{MARKER}") if path.read_text() == torchrun_job()]
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            store.set(key, f"{listener.getsockname()[1]} {begun[0] if begun else ''}")
-    new_port, run = store.get(key).decode().split(" ", 1)
-    os.environ |= {"MASTER_PORT": new_port, "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    return Path(run) if run else None
+def held_out(options: Namespace) -> dict[str, Any]:
+    """The arguments that decide which images are held out for validation."""
+    return {f"data.{name}": options.data[name] for name in ("source", "val_fraction", "seed")}
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
@@ -381,7 +353,6 @@ def silence_libraries() -> None:
         r".*across ranks is zero",  # val_fraction=0
         r".*was called before the ``update`` method",  # a process without a share
         r".*Checkpoint directory .* exists and is not empty",  # a resumed run
-        r".*The dirpath has changed",  # a run resumed from a checkpoint that was moved
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -398,7 +369,8 @@ def main(args: list[str] | None = None) -> None:
     except Stopped as stopped:
         if rank_zero_only.rank == 0:
             print(f"lit-threeseven: {stopped}", file=sys.stderr)
-        sys.exit(0 if local_rank() else stopped.exit_code)  # Lightning takes another code of a process for its failure
+        # Lightning takes another code of a process that it has started for its failure
+        sys.exit(0 if launch.local_rank() else stopped.exit_code)
     except ArgumentError as error:
         sentence = " ".join(str(error).split())
         sentence = re.sub(r"<class '(\w+)'>", r"\1", re.sub(r'Parser key "(.+?)":', r"--\1:", sentence))
@@ -414,26 +386,12 @@ def main(args: list[str] | None = None) -> None:
             "before is whole."
         )
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and not LOST.search(str(error)):
+        if not isinstance(error, distributed.DistError) and not launch.LOST.search(str(error)):
             raise
         reason = str(error).splitlines()[0].partition(". This is typically")[0]
-        fail(lost(reason))
-
-
-def lost(reason: str) -> str:
-    """What to say when other processes are not there."""
-    return (
-        f"The processes of this run lost one another, or did not all come ({reason}). If none of them says why, "
-        "start all nodes with the same number of nodes and devices, and with the MASTER_ADDR and a free "
-        "MASTER_PORT of the first."
-    )
-
-
-def local_rank() -> int:
-    """Number of this process on its machine; 0 where there is one."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+        fail(launch.lost(reason))
 
 
 def fail(sentence: str) -> None:
     """End with exit code 1, and with a sentence from one process of each machine."""
-    sys.exit(1 if local_rank() else f"lit-threeseven: error: {sentence}")
+    sys.exit(1 if launch.local_rank() else f"lit-threeseven: error: {sentence}")

@@ -94,10 +94,11 @@ def confusion_matrix(
     figure, axes = _panel(3.9, 3.6, xlabel="taken for", ylabel="is")
     wrong = int(counts.sum() - counts.trace())
     axes.set_title(f"{wrong:,} of {int(counts.sum()):,} are wrong", fontsize=11)
-    axes.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row in range(2):
         for column in range(2):
-            color = "white" if row == column else INK
+            color = "white" if shares[row, column] > 0.5 else INK
             axes.text(column, row, f"{int(counts[row, column]):,}", ha="center", va="center", fontsize=16, color=color)
     axes.set(xticks=[0, 1], yticks=[0, 1])
     axes.set_xticklabels(digits)

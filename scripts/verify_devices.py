@@ -2,7 +2,7 @@
 
     python scripts/verify_devices.py                                       # the GPUs of this machine, or CPU processes
     python scripts/verify_devices.py --devices 2 3 4 --accelerator cpu
-    python scripts/verify_devices.py --launch 'srun -N 2 python'           # what it takes to start train.py elsewhere
+    python scripts/verify_devices.py --launch 'srun -N 2 python'           # as SLURM starts it, in a folder in common
 
 Each line of the table is a recipe on a number of devices, compared with the same on one device of this machine. The
 exit code is 0 if all differences are within the tolerances, otherwise 1.

@@ -35,9 +35,9 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from lit_threeseven import cli
+    from lit_threeseven import cli, launch
 
-    cli.PATIENCE = timedelta(seconds=patience)
+    launch.PATIENCE = timedelta(seconds=patience)
     torch.set_num_threads(1)
     rank_zero_only.rank = int(
         environment.get("RANK") or environment.get("SLURM_PROCID") or 0

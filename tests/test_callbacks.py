@@ -104,11 +104,30 @@ def test_pictures_in_between_are_left_out_where_time_is_short(watched, trainer, 
 
 @pytest.mark.parametrize("batch_size", [None, 5000])
 def test_without_validation_data_training_images_are_drawn(watched, tmp_path, batch_size):
-    watched(max_epochs=12).fit(LitThreeSeven(), ThreeSevenDataModule(val_fraction=0, batch_size=batch_size))
+    data = ThreeSevenDataModule(val_fraction=0, batch_size=batch_size)
+    watched(max_epochs=12, check_val_every_n_epoch=5).fit(LitThreeSeven(), data)
     found = pictures(tmp_path / "run")
     steps = [0, 9, 11] if batch_size is None else [2, 29, 35]
     assert found["train/hardest"] == found["train/roc"] == found["W/picture"] == steps
     assert not any(name.startswith("val/") for name in found)
+
+
+def test_a_run_that_ends_early_shows_what_it_ended_with(watched, tmp_path):
+    class Enough(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 5
+
+    watched(Enough(), max_epochs=1000, check_val_every_n_epoch=2).fit(LitThreeSeven(), ThreeSevenDataModule())
+    found = pictures(tmp_path / "run")
+    assert found["W/picture"] == [0, 5]
+    assert found["val/hardest"] == found["val/roc"] == [5]
+
+
+def test_numbers_of_a_confusion_matrix_stand_out_from_their_ground():
+    said = torch.full((10, 1), 0.9)  # everything is a three
+    y = torch.tensor([[1.0]] * 6 + [[0.0]] * 4)
+    numbers = {text.get_text(): text.get_color() for text in figures.confusion_matrix(said, y).axes[0].texts}
+    assert numbers == {"6": "white", "4": "white", "0": figures.INK}
 
 
 def test_dataloaders_of_one_s_own_are_drawn_too(watched, tmp_path):

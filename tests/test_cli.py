@@ -193,7 +193,7 @@ def test_logger_checkpoints_and_bar_can_be_switched_off(cli):
     assert code == 0
     assert "Checkpoint" not in table
     assert "Curves" not in table
-    assert [path.name for path in cli.folder.rglob("*")] == ["config.yaml"]
+    assert list(cli.folder.rglob("*")) == []
 
 
 def test_one_progress_bar_over_all_epochs_on_a_terminal(tmp_path):
@@ -304,11 +304,18 @@ def test_a_checkpoint_that_is_none_is_refused_in_a_sentence(broken_checkpoints, 
         (["test"], "test needs a trained network: give --ckpt_path"),
         (
             ["predict", "--ckpt_path", "best"],
-            "There is no run with a best checkpoint in .*/logs; train first",
+            "There is no run in .*/logs; train first without --ckpt_path",
         ),
         (
             ["validate", "--data.val_fraction", "0", "--ckpt_path", "best"],
-            "There is no run with a best checkpoint",
+            "There is no run in",
+        ),
+        (["--optimizer", "SGD", "--optimizer.lr=-1"], "optimizer.lr must be a finite number above 0, got -1.0"),
+        (["--optimizer", "Adam", "--optimizer.lr", "0"], "optimizer.lr must be a finite number above 0, got 0.0"),
+        (["--optimizer", "SGD", "--optimizer.momentum=-1"], "Invalid momentum value: -1.0"),
+        (
+            ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "9"],
+            "--lr_scheduler needs an --optimizer to schedule",
         ),
     ],
 )
@@ -337,10 +344,54 @@ def test_a_damaged_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_pa
 
 
 def test_validating_without_a_hold_out_is_refused(cli):
-    cli("fit", *SHORT)
-    code, _, error = cli("validate", "--ckpt_path", "best", "--data.val_fraction", "0")
+    cli("fit", *SHORT, "--data.val_fraction", "0")
+    code, _, error = cli("validate", "--ckpt_path", "last", "--data.val_fraction", "0")
     assert code == 1
     assert "val_fraction is 0, which leaves nothing to validate on" in error
+
+
+def test_validating_on_images_that_were_trained_on_is_refused(cli):
+    cli("fit", *SHORT, "--data.seed", "1")
+    code, _, error = cli("validate", "--ckpt_path", "best")
+    assert code == 1
+    assert "was made with data.seed 1 instead of 0; give the same settings" in error
+    assert cli("validate", "--ckpt_path", "best", "--data.seed", "1")[0] == 0
+
+
+def test_best_and_last_are_those_of_the_newest_run_only(cli):
+    cli("fit", *SHORT)
+    for number in ("2", "10"):
+        (cli.folder / f"logs/version_{number}").mkdir()
+    for name in ("best", "last"):
+        code, _, error = cli("test", "--ckpt_path", name)
+        assert code == 1
+        assert re.search(rf"not saved a {name} checkpoint: .*version_10/checkpoints/{name}.ckpt is not there", error)
+
+
+def test_weights_alone_are_tested_but_not_gone_on_with(cli):
+    cli("fit", *SHORT)
+    state = torch.load(cli.folder / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.0"}, cli.folder / "weights.ckpt")
+    assert cli("test", "--ckpt_path", "weights.ckpt")[0] == 0
+    code, _, error = cli("fit", "--ckpt_path", "weights.ckpt")
+    assert code == 1
+    assert "weights.ckpt holds weights alone, and no run to go on with" in error
+
+
+def test_part_of_the_test_images_can_be_predicted(cli):
+    cli("fit", *SHORT)
+    part = ("--data.batch_size", "64", "--trainer.limit_predict_batches", "2")
+    code, table, _ = cli("predict", "--ckpt_path", "best", *part)
+    assert code == 0
+    assert value(table, "Images").startswith("128, ")
+    assert len((cli.folder / value(table, "Predictions")).read_text().splitlines()) == 129
+
+
+def test_validation_can_be_by_steps(cli):
+    options = ("--data.batch_size", "1000", "--trainer.max_epochs", "3", "--trainer.val_check_interval", "15")
+    code, _, errors = cli("fit", *options)
+    assert (code, errors) == (0, "")
+    assert list(scalars(cli.folder / "logs/version_0")["val/loss"]) == [14, 29]
 
 
 def test_a_loss_that_is_no_number_names_the_learning_rate(cli):

@@ -156,7 +156,7 @@ def test_a_worker_that_is_killed_under_torchrun_is_restarted_and_goes_on(uninter
     command += [option.replace("PORT", str(free_port())) for option in rendezvous]
     command += ["--monitor-interval", "0.1", str(TRAIN), *RECIPES["shuffled batches"], "--trainer.accelerator", "cpu"]
     errors = tmp_path / "errors.txt"
-    waited_for = last(tmp_path) if before == "the last checkpoint" else tmp_path / "logs/version_0/.torchrun"
+    waited_for = last(tmp_path) if before == "the last checkpoint" else tmp_path / "logs/version_0/.job"
     with errors.open("w") as file:
         agent = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file)
     try:
@@ -269,8 +269,9 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):
     other = ("--model.lr", "0.5", "--data.seed", "3", "--optimizer", "Adam", "--data.pixels", "dense")
     code, _, error = cli("fit", "--ckpt_path", "last", "--trainer.max_epochs", "6", *other)
     assert code == 1
-    assert "model.lr 1.0 instead of 0.5, data.batch_size 5000 instead of None, data.seed 0 instead of 3" in error
-    assert "optimizer SGD instead of Adam, optimizer.lr 1.0 instead of 0.001; give the same settings to go on" in error
+    assert "model.lr 1.0 instead of 0.5, data.seed 0 instead of 3, data.batch_size 5000 instead of None" in error
+    assert "optimizer SGD instead of Adam, optimizer.lr 1.0 instead of 0.001" in error
+    assert error.endswith("; give the same settings, or another checkpoint.")
     assert sorted(cli.folder.rglob("*")) == before
 
     code, _, error = cli(
@@ -285,7 +286,75 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):
 def test_last_where_there_is_none_is_refused(cli):
     code, _, error = cli("fit", "--ckpt_path", "last")
     assert code == 1
-    assert "There is no run with a last checkpoint in" in error
+    assert "There is no run in" in error
+
+
+CYCLE = ("--optimizer", "SGD", "--lr_scheduler", "OneCycleLR", "--lr_scheduler.max_lr", "2")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        (*CYCLE, "--lr_scheduler.total_steps", "100", "--trainer.accumulate_grad_batches", "2"),
+        ("--optimizer", "LBFGS", "--trainer.gradient_clip_val", "1"),
+    ],
+    ids=["OneCycleLR", "LBFGS"],
+)
+def test_the_same_recipe_goes_on_and_leaving_a_part_of_it_out_is_refused(cli, recipe):
+    assert cli("fit", "--trainer.max_epochs", "3", *recipe)[0] == 0
+    assert cli("fit", "--trainer.max_epochs", "5", *recipe, "--ckpt_path", "last")[0] == 0
+    assert torch.load(last(cli.folder), weights_only=True)["epoch"] == 5
+    code, _, error = cli("fit", "--trainer.max_epochs", "6", *recipe[:2], "--ckpt_path", "last")
+    assert code == 1
+    assert "lr_scheduler OneCycleLR instead of None" in error or "gradient_clip_val 1 instead of None" in error
+    code, _, error = cli("fit", "--trainer.max_epochs", "6", "--ckpt_path", "last")
+    assert code == 1
+    assert "optimizer" in error
+
+
+def test_a_run_in_a_folder_that_was_moved_keeps_its_best_checkpoint_there(cli):
+    cli("fit", "--trainer.max_epochs", "40")
+    before = torch.load(cli.folder / "logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    (cli.folder / "elsewhere").mkdir()
+    (cli.folder / "logs").rename(cli.folder / "elsewhere/logs")
+    (cli.folder / "logs").symlink_to("elsewhere/logs")
+    best = cli.folder / "logs/version_0/checkpoints/best.ckpt"
+    state = torch.load(last(cli.folder), weights_only=True)
+    for name, part in state["callbacks"].items():
+        if "val/loss" in name:
+            part["best_model_score"] = torch.tensor(0.0)  # which no later one is below
+    torch.save(state, last(cli.folder))
+    code, table, errors = cli("--trainer.max_epochs", "44", "--ckpt_path", str(last(cli.folder)))
+    assert (code, errors) == (0, "")
+    assert table.count("elsewhere/logs/version_0/checkpoints/best.ckpt") == 1
+    assert torch.equal(torch.load(best, weights_only=True)["state_dict"]["W"], before["state_dict"]["W"])
+    assert [path.name for path in (cli.folder / "logs").iterdir()] == ["version_0"]
+
+
+def test_a_run_that_goes_on_in_a_new_folder_finds_a_best_checkpoint_of_its_own(cli):
+    cli("fit", "--trainer.max_epochs", "40")
+    last(cli.folder).rename(cli.folder / "kept.ckpt")
+    shutil.rmtree(cli.folder / "logs")
+    code, table, _ = cli("--trainer.max_epochs", "44", "--ckpt_path", "kept.ckpt")
+    assert code == 0
+    assert "logs/version_0/checkpoints/best.ckpt" in table
+    assert (cli.folder / "logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_requeued_slurm_job_goes_on_with_its_own_run(uninterrupted, tmp_path, saved):
+    recipe = RECIPES["shuffled batches"]
+    world = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    world |= {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_ID": "0"}
+    world |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    job = Job(tmp_path, *recipe, environments=[world])
+    job.wait_until(lambda: last(tmp_path).exists() if saved else (tmp_path / "logs/version_0/.job").exists())
+    job.kill(signal.SIGKILL)
+    assert job.wait() == [-signal.SIGKILL]
+    Job(tmp_path, *recipe, environments=[world | {"SLURM_JOB_ID": "13"}]).run()  # another one's, begun later
+    shutil.rmtree(tmp_path / "logs/version_1")
+    Job(tmp_path, *recipe, environments=[world | {"SLURM_RESTART_COUNT": "1"}]).run()
+    assert_bit_identical(tmp_path, uninterrupted("shuffled batches"))
 
 
 def node(rank: int, world_size: int, port: int) -> dict[str, str]:
