@@ -173,7 +173,8 @@ class ThreeSevenCLI(LightningCLI):
         optimizer = options.get("optimizer")
         if options.get("lr_scheduler") and not optimizer:
             raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
-        if optimizer and not 0 < (lr := optimizer.init_args.get("lr", 1.0)) < math.inf:
+        lr = optimizer.init_args.get("lr") if optimizer else None
+        if isinstance(lr, int | float) and not 0 < lr < math.inf:
             raise UserError(f"optimizer.lr must be a finite number above 0, got {lr}.")
 
     def instantiate_classes(self) -> None:

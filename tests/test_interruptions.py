@@ -83,8 +83,10 @@ def go_on(folder: Path, recipe: str, processes: int = 1) -> Job:
     return Job(folder, *RECIPES[recipe], *resume, processes=processes)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "kills"),
+    [("shuffled batches", 3), *(pytest.param(recipe, 20, marks=pytest.mark.slow) for recipe in RECIPES)],
+)
 def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uninterrupted, tmp_path, recipe, kills):
     expected = uninterrupted(recipe)
     start = time.monotonic()
