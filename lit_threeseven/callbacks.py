@@ -184,8 +184,8 @@ class TensorBoardPictures(Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Collect anew: any validation may be the last one."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._collected, self._source = [], ("val", trainer.global_step - 1)
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        self._collected, self._source = [] if fitting else None, ("val", trainer.global_step - 1)
 
     def on_validation_batch_end(
         self,

@@ -211,7 +211,7 @@ def check_recipe(path: str | Path, checkpoint: dict[str, Any], recipe: dict[str,
     Args:
         path: Where the checkpoint came from.
         checkpoint: Its content. What it does not tell of itself is not compared: that of a Trainer of one's own has the
-            arguments of model and data only.
+            arguments of model and data, and the optimizer's name, only.
         recipe: What is to be used: "model.lr", "data.seed", "optimizer.momentum" and the like.
 
     Raises:
@@ -222,6 +222,8 @@ def check_recipe(path: str | Path, checkpoint: dict[str, Any], recipe: dict[str,
         for room, entry in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters"))
         for name, value in checkpoint.get(entry, {}).items()
     }
+    if "optimizer" in checkpoint:
+        made_with["optimizer"] = checkpoint["optimizer"]
     made_with |= checkpoint.get("recipe", {})
     differing = [
         f"{name} {made_with[name]} instead of {value}"

@@ -5,6 +5,7 @@ import errno
 import io
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -62,15 +63,15 @@ HELP = {
 # What the system says of a full or damaged disk.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
-# Arguments of the Trainer that decide where a training ends.
-DECIDING = (
-    "precision",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "limit_train_batches",
-    "overfit_batches",
-)
+# Arguments of the Trainer that decide where a training ends, and what it takes where they are not given.
+DECIDING = {
+    "precision": "32-true",
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": "norm",
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+}
 
 # Validations, and saved checkpoints, of a whole fit at most, where `check_val_every_n_epoch` is not given.
 CHECKS_PER_FIT = 20
@@ -85,6 +86,7 @@ class ThreeSevenCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.main_job = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
+        self.job = launch.job_name(args)
         self.ckpt_path, self.run, self.start_step = None, None, 0
         super().__init__(
             LitThreeSeven,
@@ -131,7 +133,8 @@ class ThreeSevenCLI(LightningCLI):
         """Parse, then find and check the checkpoint before anything is built or written."""
         self.config = parser.parse_args(args)
         options = self.config[self.config.subcommand]
-        self.run = launch.restarted_run(log_folder(options.trainer))
+        if self.config.subcommand == "fit":
+            self.run = launch.restarted_run(log_folder(options.trainer), self.job)
         if self.run and (last := self.run / "checkpoints" / "last.ckpt").is_file():
             self.ckpt_path = str(last)
         elif options.ckpt_path:
@@ -160,6 +163,8 @@ class ThreeSevenCLI(LightningCLI):
         trainer = options.trainer
         if started := launch.processes_started():
             starter, world_size, local = started
+            if starter == "srun":
+                os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(local))  # Lightning insists on it
             if trainer.devices == "auto":
                 trainer.devices, trainer.num_nodes = local, world_size // local
             if str(trainer.devices) != str(local) or trainer.num_nodes * local != world_size:
@@ -219,10 +224,10 @@ class ThreeSevenCLI(LightningCLI):
         version = self.run.name if self.run and self.run.parent == logs else None
         purge = {} if version is None else {"purge_step": self.start_step}
         logger = TensorBoardLogger(logs.parent, logs.name, version, default_hp_metric=False, **purge)
-        if rank_zero_only.rank == 0 and (job := launch.job_name()):
+        if rank_zero_only.rank == 0 and self.job:
             marker = Path(logger.log_dir, launch.MARKER)
             marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.write_text(job)
+            marker.write_text(self.job)
         return logger
 
     def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
@@ -305,8 +310,8 @@ def recipe(options: Namespace) -> dict[str, Any]:
     """
     settings = {f"model.{name}": options.model[name] for name in ("lr", "init_std")}
     settings |= held_out(options) | {"data.batch_size": options.data.batch_size}
-    settings |= {f"trainer.{name}": options.trainer[name] for name in DECIDING}
-    sgd = torch.optim.SGD([torch.empty(0)], options.model.lr).defaults
+    settings |= {f"trainer.{name}": str(options.trainer[name] or usual) for name, usual in DECIDING.items()}
+    sgd = torch.optim.SGD([torch.empty(0)]).defaults | {"lr": options.model.lr}
     for kind, default in (("optimizer", Namespace(class_path="SGD", init_args=sgd)), ("lr_scheduler", None)):
         chosen = options.get(kind) or default
         settings[kind] = chosen and chosen.class_path.split(".")[-1]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -40,25 +41,30 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
-def job_name() -> str:
-    """A name of the torchrun or SLURM job that is the same in all of its attempts; empty without one."""
+def job_name(args: list[str]) -> str:
+    """A name of a job of torchrun or SLURM that is the same in all of its attempts; empty without one.
+
+    Args:
+        args: The command line, which tells the steps of a SLURM job apart.
+    """
     if error_file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # {log folder of the job}/attempt_{n}/{rank}/error.json
         return str(Path(error_file).parents[2])
     if (started := processes_started()) and started[0] == "srun":
-        return f"SLURM {os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', 0)}"
+        return f"SLURM {os.environ['SLURM_JOB_ID']} {shlex.join(args)}"
     return ""
 
 
-def begun_run(logs: Path) -> Path | None:
-    """The folder of the run that this job has begun before; None if there is none yet.
+def begun_run(logs: Path, job: str) -> Path | None:
+    """The folder of the run that a job has begun before; None if there is none yet.
 
     Args:
         logs: Folder that holds the runs.
+        job: Its name.
     """
-    return next((path.parent for path in logs.glob(f"*/{MARKER}") if path.read_text() == job_name()), None)
+    return next((path.parent for path in logs.glob(f"*/{MARKER}") if path.read_text() == job), None)
 
 
-def restarted_run(logs: Path) -> Path | None:
+def restarted_run(logs: Path, job: str) -> Path | None:
     """The run to go on with where torchrun has restarted this program, or SLURM has put its job in the queue again.
 
     torchrun's processes agree on it, and meet at a new port, since its own store may still hold the addresses of the
@@ -66,21 +72,21 @@ def restarted_run(logs: Path) -> Path | None:
 
     Args:
         logs: Folder that holds the runs.
+        job: Name of the job.
 
     Returns:
         The folder of the run; None in a first attempt, or if there is none yet.
     """
-    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-        return begun_run(logs)
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        return None
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return begun_run(logs, job) if int(os.environ.get("SLURM_RESTART_COUNT", 0)) else None
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if not restarted or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE)
-    key = f"lit_threeseven/attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    key = f"lit_threeseven/attempt_{restarted}"
     if rank_zero_only.rank == 0:
-        begun = begun_run(logs)
+        begun = begun_run(logs, job)
         with socket.socket() as listener:
             listener.bind(("", 0))
             store.set(key, f"{listener.getsockname()[1]} {begun or ''}")

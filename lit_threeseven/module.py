@@ -162,8 +162,9 @@ class LitThreeSeven(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are no numbers any more."""
+        """Refuse to save weights that are no numbers any more, and note the optimizer's name."""
         self._check_finite()
+        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
 
     def on_train_end(self) -> None:
         """Refuse to end a training with weights that are no numbers any more."""

@@ -123,6 +123,19 @@ def test_a_run_that_ends_early_shows_what_it_ended_with(watched, tmp_path):
     assert found["val/hardest"] == found["val/roc"] == [5]
 
 
+def test_a_validation_after_a_fit_that_failed_is_not_drawn(watched, tmp_path):
+    class Fails(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 8:
+                raise ZeroDivisionError
+
+    model, data, run = LitThreeSeven(), ThreeSevenDataModule(), watched(Fails(), max_epochs=20)
+    with pytest.raises(ZeroDivisionError):
+        run.fit(model, data)
+    run.validate(model, data, verbose=False)
+    assert not any(name.startswith("val/") for name in pictures(tmp_path / "run"))
+
+
 def test_numbers_of_a_confusion_matrix_stand_out_from_their_ground():
     said = torch.full((10, 1), 0.9)  # everything is a three
     y = torch.tensor([[1.0]] * 6 + [[0.0]] * 4)

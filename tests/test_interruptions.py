@@ -157,10 +157,12 @@ def test_a_worker_that_is_killed_under_torchrun_is_restarted_and_goes_on(uninter
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     command += [option.replace("PORT", str(free_port())) for option in rendezvous]
     command += ["--monitor-interval", "0.1", str(TRAIN), *RECIPES["shuffled batches"], "--trainer.accelerator", "cpu"]
+    # under SLURM, torchrun's restarts are torchrun's, also in a job that was put back in the queue
+    slurm = {"SLURM_RESTART_COUNT": "1", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train"}
     errors = tmp_path / "errors.txt"
     waited_for = last(tmp_path) if before == "the last checkpoint" else tmp_path / "logs/version_0/.job"
     with errors.open("w") as file:
-        agent = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file)
+        agent = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file, env=os.environ | slurm)
     try:
         deadline = time.monotonic() + 120
         while not waited_for.exists():
@@ -285,6 +287,26 @@ def test_going_on_with_another_recipe_is_refused_and_what_differs_is_named(cli):
     assert code == 0
 
 
+def test_another_optimizer_of_a_trainer_of_one_s_own_is_refused(cli, trainer):
+    class ByAdam(LitThreeSeven):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    run = trainer(max_epochs=1)
+    run.fit(ByAdam(), ThreeSevenDataModule())
+    run.save_checkpoint("adam.ckpt")
+    code, _, error = cli("fit", "--ckpt_path", "adam.ckpt")
+    assert code == 1
+    assert "adam.ckpt was made with optimizer Adam instead of SGD; give" in error
+
+
+def test_an_argument_out_of_range_is_told_where_a_run_goes_on_too(cli):
+    cli("fit", "--trainer.max_epochs", "3")
+    code, _, error = cli("fit", "--ckpt_path", "last", "--model.lr=-1", "--trainer.precision", "32-true")
+    assert code == 1
+    assert "was made with model.lr 1.0 instead of -1.0, optimizer.lr 1.0 instead of -1.0; give" in error
+
+
 def test_last_where_there_is_none_is_refused(cli):
     code, _, error = cli("fit", "--ckpt_path", "last")
     assert code == 1
@@ -347,7 +369,7 @@ def test_a_run_that_goes_on_in_a_new_folder_finds_a_best_checkpoint_of_its_own(c
 def test_a_requeued_slurm_job_goes_on_with_its_own_run(uninterrupted, tmp_path, saved):
     recipe = RECIPES["shuffled batches"]
     world = {"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
-    world |= {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_ID": "0"}
+    world |= {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}
     world |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     job = Job(tmp_path, *recipe, environments=[world])
     job.wait_until(lambda: last(tmp_path).exists() if saved else (tmp_path / "logs/version_0/.job").exists())
@@ -355,8 +377,20 @@ def test_a_requeued_slurm_job_goes_on_with_its_own_run(uninterrupted, tmp_path, 
     assert job.wait() == [-signal.SIGKILL]
     Job(tmp_path, *recipe, environments=[world | {"SLURM_JOB_ID": "13"}]).run()  # another one's, begun later
     shutil.rmtree(tmp_path / "logs/version_1")
-    Job(tmp_path, *recipe, environments=[world | {"SLURM_RESTART_COUNT": "1"}]).run()
+    again = world | {"SLURM_RESTART_COUNT": "1"}
+    Job(tmp_path, *recipe, environments=[again]).run()
     assert_bit_identical(tmp_path, uninterrupted("shuffled batches"))
+    best = str(tmp_path / "logs/version_0/checkpoints/best.ckpt")
+    assert (
+        "best.predictions.csv" in Job(tmp_path, "predict", "--ckpt_path", best, environments=[again]).run().outputs[0]
+    )
+    Job(tmp_path, *recipe, "--seed_everything", "2", environments=[again]).run()  # another step of the same job
+    assert not torch.equal(
+        *(
+            torch.load(last(tmp_path).parents[2] / v / "checkpoints/last.ckpt")["state_dict"]["W"]
+            for v in ("version_0", "version_1")
+        )
+    )
 
 
 def node(rank: int, world_size: int, port: int) -> dict[str, str]:
