@@ -2,7 +2,7 @@
 # # Three or seven, step by step
 #
 # This tour goes through the smallest neural network there is, from bytes in a file to a trained `W`, with the functions
-# of `lit_threeseven`. It opens as a notebook in Jupyter and VS Code, and runs as a script:
+# of `lit_threeseven`. It opens as a notebook in VS Code, and in Jupyter with Jupytext, and runs as a script:
 #
 #     python scripts/tour.py --out tour
 #

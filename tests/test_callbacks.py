@@ -255,7 +255,16 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
     program = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", "logs", "--port", str(port)]
     shots = tmp_path / "browser"
     shots.mkdir()
-    quiet = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")
+    # without WebGL, TensorBoard draws its lines as SVG, which can be looked into
+    quiet = (
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-webgl",
+        "--disable-3d-apis",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--disable-sync",
+    )
     with subprocess.Popen(
         [*program, "--host", "127.0.0.1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
@@ -282,8 +291,12 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
 
                 visit("timeseries", "card-view", 4)
                 page.get_by_role("combobox", name="Filter tags (regex)").fill("train/loss|val/accuracy|W/picture")
-                page.locator("scalar-card svg.overlay, scalar-card canvas").nth(1).wait_for(state="attached")
+                page.keyboard.press("Escape")  # the proposals that cover the charts
                 page.locator("image-card img").first.wait_for()
+                lines = page.locator("scalar-card .series-view path")
+                lines.nth(7).wait_for(state="attached")  # of two charts and two runs, as measured and smoothed
+                page.wait_for_timeout(1000)
+                assert all(line.count("L") >= 4 for line in lines.evaluate_all("p => p.map(x => x.getAttribute('d'))"))
                 for tag in ("train/loss", "val/accuracy", "W/picture"):
                     assert page.get_by_title(tag).count(), tag
                 page.screenshot(path=shots / "timeseries.png")
