@@ -1,6 +1,8 @@
 """`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
 
-from typing import Literal, get_args
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -9,75 +11,68 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lit_threeseven import dataset
-from lit_threeseven.batches import Batches
-from lit_threeseven.dataset import BUNDLED_DIGITS, Source
-from lit_threeseven.errors import UserError
-from lit_threeseven.pixels import Layout, sparse_obstacle
+from lit_threeseven.batches import Batches, Shares
+from lit_threeseven.dataset import BUNDLED_DIGITS, Source, check_digits
 
 
+@dataclass(eq=False)
 class Split:
-    """A part of the data: some rows of a set of images, not copied.
+    """A part of the data.
 
     Attributes:
-        rows: Which rows of the set, ``(N,)`` int64.
+        images: ``(N, 28, 28)`` uint8, 0 to 255.
+        y: Labels, ``(N, 1)`` float32: 1 for the first of the two digits, 0 for the second.
     """
 
-    def __init__(self, images: Tensor, y: Tensor, rows: Tensor) -> None:
-        self._images, self._y, self.rows = images, y, rows
+    images: Tensor
+    y: Tensor
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def images(self) -> Tensor:
-        """A copy of the images, ``(N, 28, 28)`` uint8, 0 to 255."""
-        return self._images[self.rows]
-
-    @property
-    def y(self) -> Tensor:
-        """A copy of the labels, ``(N, 1)`` float32: 1 for the first of the two digits, 0 for the second."""
-        return self._y[self.rows]
-
-    def batches(self, batch_size: int | None, device: torch.device, **options: object) -> Batches:
-        """Loader of these rows, with the whole set's bytes on a device; `options` are those of `Batches`."""
-        return Batches(self._images.to(device), self._y.to(device), self.rows, batch_size, **options)
+        return len(self.y)
 
 
 class ThreeSevenDataModule(L.LightningDataModule):
     """MNIST's threes and sevens, filtered, scaled to [0, 1], flattened to 784 columns and labelled.
 
-    After `setup`, `train`, `val` and `test` hold the parts as `Split`s. `val` is taken out of MNIST's training set;
-    MNIST's test set is used for testing and predicting only.
+    After `setup`, `train`, `val` and `test` hold the parts as `Split`s. `val` is taken from MNIST's training set;
+    MNIST's test set is used for testing and predicting only. The loaders work with any network: ``x, y = batch`` gives
+    ``(n, 784)`` pixels and ``(n, 1)`` labels. They also work without a Trainer, and then need no call of `setup`.
 
     Args:
         source: Where the images come from. "bundled": the real threes and sevens that are shipped with this package.
             "torchvision": all of MNIST in `data_dir`, downloaded if absent.
-        data_dir: Folder for source "torchvision", laid out as torchvision does (MNIST/raw/...).
+        data_dir: Folder for source "torchvision", laid out as torchvision does (MNIST/raw/...). null (None) is the
+            folder data.
         digits: The two digits to tell apart, 0 to 9. The first gets label 1, the second label 0. The bundled data
             holds 3 and 7.
         batch_size: Images per training step, on all devices together. null (None) is all of them at once: one step
             per epoch.
-        val_fraction: Share of the training images that is held out for validation, from 0 to less than 1, the same
-            share of both digits. With 0 all of them train and no validation runs.
+        val_fraction: Fraction of the training images that is held out for validation, from 0 to less than 1, the same
+            fraction of both digits. With 0 all of them train and no validation runs.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
-        pixels: How the pixels of a full training batch are stored. "sparse" is fastest, and needs a CPU and a torch
-            with MKL. "auto" takes it where it can be had and "dense" elsewhere. The result is the same.
+        pixels: How the pixels of a full training batch are stored. "sparse" is fastest; it needs a CPU, a torch with
+            MKL, and a module that takes them, as `LitThreeSeven` does. "auto" chooses it where possible, otherwise
+            "dense". The result is the same.
 
     Raises:
-        UserError: If an argument is out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> data = ThreeSevenDataModule(val_fraction=0)
-        >>> data.setup("fit")
-        >>> data.train.images.shape, data.train.y.mean()
-        (torch.Size([12396, 28, 28]), tensor(0.4946))
+        >>> x, y = next(iter(data.train_dataloader()))
+        >>> x.shape, y.mean()
+        (torch.Size([12396, 784]), tensor(0.4946))
     """
+
+    train: Split
+    val: Split
+    test: Split
 
     def __init__(
         self,
         source: Source = "bundled",
-        data_dir: str = "data",
+        data_dir: str | None = None,
         digits: tuple[int, int] = (3, 7),
         batch_size: int | None = None,
         val_fraction: float = 0.1,
@@ -85,94 +80,106 @@ class ThreeSevenDataModule(L.LightningDataModule):
         pixels: Literal["auto", "dense", "sparse"] = "auto",
     ) -> None:
         super().__init__()
-        digits = tuple(digits)
+        digits, data_dir = check_digits(digits), data_dir and str(data_dir)
         if source not in get_args(Source):
-            raise UserError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}.")
-        if len(digits) != 2 or digits[0] == digits[1] or not set(digits) <= set(range(10)):
-            raise UserError(f"digits must be two different digits from 0 to 9, such as [3, 7], got {list(digits)}.")
+            raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):
-            raise UserError(
-                f"The bundled data holds the digits {list(BUNDLED_DIGITS)}, got digits {list(digits)}; "
-                "all ten are in MNIST itself: --data.source torchvision."
+            raise ValueError(
+                f"The bundled data holds the digits {BUNDLED_DIGITS}, got digits={digits}; all ten digits are in MNIST "
+                'itself: use source="torchvision".'
             )
+        if source == "bundled" and data_dir is not None:
+            raise ValueError(f'data_dir="{data_dir}" is not used by the bundled data; use source="torchvision".')
         if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
+            raise ValueError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
         if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
+            raise ValueError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
         if pixels not in ("auto", "dense", "sparse"):
-            raise UserError(f"pixels must be auto, dense or sparse, got {pixels!r}.")
+            raise ValueError(f"pixels must be auto, dense or sparse, got {pixels!r}.")
         if not 0 <= seed < 2**31:
-            raise UserError(f"seed must be from 0 to 2147483647, got {seed}.")
+            raise ValueError(f"seed must be from 0 to 2147483647, got {seed}.")
         self.save_hyperparameters()
-        self.source, self.data_dir, self.digits = source, data_dir, digits
-        self.batch_size, self.val_fraction = batch_size, val_fraction
-        self.pixels, self.seed = pixels, seed
+        self.source, self.data_dir, self.digits, self.seed = source, data_dir or "data", digits, seed
+        self.batch_size, self.val_fraction, self.pixels = batch_size, val_fraction, pixels
 
     # There is no `prepare_data`: around it Lightning waits for other processes without a time limit.
 
     def setup(self, stage: str | None = None) -> None:
         """Download what is absent, once per machine, and read the images that a stage needs.
 
-        They are the training set's for "fit" and "validate", the test set's for "test" and "predict", otherwise both.
+        These are the training set's for "fit" and "validate", the test set's for "test" and "predict", otherwise both.
 
         Raises:
-            UserError: If a file is missing or damaged, or if `pixels` is "sparse" where that can't work.
+            RuntimeError: If a file is missing or damaged.
+            ValueError: If there are too few images of a digit to hold one out.
         """
         if self.trainer is None or self.trainer.local_rank == 0:
             dataset.prepare(self.source, self.data_dir)
         if self.trainer:
             self.trainer.strategy.barrier()
-        if stage in ("fit", "validate", None):
+        if stage in ("fit", "validate", None) and "train" not in vars(self):
             images, y = dataset.load(self.source, self.data_dir, self.digits, train=True)
-            train, val = stratified_split(y, self.val_fraction, self.seed)
-            self.train, self.val = Split(images, y, train), Split(images, y, val)
-        if stage in ("fit", None):
-            self._layout = self._choose_layout()
-        if stage in ("test", "predict", None):
-            images, y = dataset.load(self.source, self.data_dir, self.digits, train=False)
-            self.test = Split(images, y, torch.arange(len(y)))
+            parts = stratified_split(y, self.val_fraction, self.seed)
+            self.train, self.val = (Split(images[rows], y[rows]) for rows in parts)
+        if stage in ("test", "predict", None) and "test" not in vars(self):
+            self.test = Split(*dataset.load(self.source, self.data_dir, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
-        """The training images, shuffled anew each epoch unless they are one batch."""
-        if self.batch_size and self.batch_size > len(self.train):
-            rank_zero_warn(
-                f"batch_size {self.batch_size} is more than the {len(self.train)} training images: "
-                "every epoch is one full batch."
-            )
-        batches = self._batches(self.train, shuffle=True, layout=self._layout)
-        if batches.world_size > batches.batch_size:
-            rank_zero_warn(
-                f"{batches.world_size} processes share batches of {batches.batch_size} images: some have nothing to do."
-            )
-        return batches
+        """The training images, shuffled anew each epoch unless they are one batch.
+
+        Raises:
+            ValueError: If `pixels` is "sparse" where that can't work.
+        """
+        train, trainer = self._split("train", "fit"), self.trainer
+        size = len(train)
+        if self.batch_size and self.batch_size > size:
+            rank_zero_warn(f"batch_size={self.batch_size} exceeds the {size} training images: one batch per epoch.")
+        batch = min(self.batch_size or size, size)
+        if trainer and trainer.world_size > batch:
+            rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
+        # overfit_batches means the same few batches again and again
+        shuffle = not (trainer and trainer.overfit_batches)
+        return self._batches(train, shuffle=shuffle, sparse=self._sparse(batch == size))
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
-        return self._batches(self.val) if self.val_fraction else []
+        return self._batches(self._split("val", "validate")) if self.val_fraction else []
 
     def test_dataloader(self) -> Batches:
         """MNIST's test images in their own order."""
-        return self._batches(self.test)
+        return self._batches(self._split("test", "test"))
 
     def predict_dataloader(self) -> Batches:
         """MNIST's test images in their own order."""
-        return self._batches(self.test)
+        return self.test_dataloader()
 
-    def _choose_layout(self) -> Layout:
-        full_batch = self.batch_size is None or self.batch_size >= len(self.train)
-        obstacle = sparse_obstacle(self._device, full_batch, self.trainer.precision if self.trainer else "32-true")
-        if self.pixels == "sparse" and obstacle:
-            raise UserError(f"pixels=sparse can't work here: {obstacle}; use pixels=auto.")
-        return "dense" if obstacle or self.pixels == "dense" else "sparse"
+    def _split(self, name: str, stage: str) -> Split:
+        if name not in vars(self):
+            self.setup(stage)
+        return getattr(self, name)
+
+    def _sparse(self, full_batch: bool) -> bool:
+        """Whether to store a full batch sparsely: only the module itself can say that it takes more than a tensor."""
+        trainer = self.trainer
+        possible = full_batch and self._device.type == "cpu" and torch.backends.mkl.is_available()
+        possible &= trainer is not None and trainer.precision == "32-true"
+        possible &= trainer is not None and vars(type(trainer.lightning_module)).get("takes_sparse_pixels", False)
+        if self.pixels == "sparse" and not possible:
+            raise ValueError(
+                'pixels="sparse" needs a full batch, a CPU, a torch with MKL, precision 32-true, and a module that '
+                'takes_sparse_pixels; use pixels="auto".'
+            )
+        return possible and self.pixels != "dense"
 
     @property
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def _batches(self, split: Split, **options: object) -> Batches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        options |= {"seed": self.seed, "rank": rank, "world_size": world_size}
-        return split.batches(self.batch_size, self._device, **options)
+    def _batches(self, split: Split, **options: Any) -> Batches:
+        # Lightning advises worker processes, for which these loaders have no work
+        warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+        images, y = split.images.to(self._device), split.y.to(self._device)
+        return Batches(Shares(images, y, self.batch_size, seed=self.seed, **options))
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -185,6 +192,9 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
 
     Returns:
         The rows for training and those for validation, int64, each in ascending order.
+
+    Raises:
+        ValueError: If `val_fraction` is above 0 and a label has fewer than two rows.
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
@@ -192,6 +202,10 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         rows = (y.squeeze(1) == label).nonzero().squeeze(1)
         count = round(len(rows) * val_fraction)
         if val_fraction:
+            if len(rows) < 2:
+                raise ValueError(
+                    f"val_fraction={val_fraction} needs two training images of each digit; use val_fraction=0."
+                )
             count = min(max(count, 1), len(rows) - 1)
         held_out[rows[torch.from_numpy(random.permutation(len(rows)))[:count]]] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

@@ -1,7 +1,7 @@
-"""Threes and sevens as tensors: find MNIST's files, read them, keep two digits, scale, flatten, label.
+"""Threes and sevens as tensors: find MNIST's files, check them, read them, keep two digits, label.
 
 Two sources, one reader. ``bundled`` is a torchvision MNIST root with nothing but the threes and the sevens in it,
-shipped inside this package; ``torchvision`` is a full MNIST root, downloaded where it is absent.
+shipped inside this package; ``torchvision`` is a full MNIST root, downloaded if absent.
 """
 
 import hashlib
@@ -10,16 +10,14 @@ import shutil
 import socket
 import struct
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
-from urllib.error import URLError
 
 from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
-
-from lit_threeseven.errors import UserError
 
 Source = Literal["bundled", "torchvision"]
 
@@ -37,23 +35,26 @@ FILES = {
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 
 
+def check_digits(digits: Sequence[int]) -> tuple[int, int]:
+    """Two different digits from 0 to 9 as a tuple; raises ValueError for anything else."""
+    if len(digits) != 2 or digits[0] == digits[1] or not set(digits) <= set(range(10)):
+        raise ValueError(f"digits must be two different digits from 0 to 9, such as (3, 7), got {tuple(digits)}.")
+    return digits[0], digits[1]
+
+
 def raw_folder(root: str | Path) -> Path:
-    """The folder inside an MNIST root in which torchvision keeps the four files."""
-    return Path(root) / "MNIST" / "raw"
+    """The folder inside an MNIST root in which torchvision keeps the four files; ``~`` is the home folder."""
+    return Path(root).expanduser() / "MNIST" / "raw"
 
 
 def prepare(source: Source, data_dir: str | Path) -> None:
-    """Make sure that the data is there, downloading MNIST where it is absent.
+    """Make sure that the data is there, downloading MNIST if it is absent.
 
-    A download is complete and checked before any of it appears in ``data_dir``, so that several processes may
-    prepare the same folder at once and an interrupted one leaves no half a file.
-
-    Args:
-        source: ``"bundled"`` or ``"torchvision"``.
-        data_dir: The torchvision MNIST root; unused for the bundled data.
+    A download is complete and checked before any of it appears in ``data_dir``, so several processes may prepare the
+    same folder at once, and an interrupted download leaves no partial file. The arguments are those of `load`.
 
     Raises:
-        UserError: If the files can't be downloaded, or what comes is damaged.
+        RuntimeError: If the files can't be downloaded, or arrive damaged.
     """
     raw = raw_folder(data_dir)
     if source == "torchvision" and not all((raw / name).exists() for name in FILES):
@@ -73,32 +74,15 @@ def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: b
         Images ``(N, 28, 28)`` uint8, 0 to 255, and labels ``(N, 1)`` float32, 0 or 1.
 
     Raises:
-        UserError: If a file is missing or damaged, or there is no image of one of the digits.
+        RuntimeError: If a file is missing or damaged, or there is no image of one of the digits.
     """
     root = BUNDLED_ROOT if source == "bundled" else data_dir
     images, targets = read(root, train)
     for digit in digits:
         if not (targets == digit).any():
-            raise UserError(f"{raw_folder(root)} holds no image of the digit {digit}; choose digits that are there.")
+            raise RuntimeError(f"{raw_folder(root)} has no image of the digit {digit}; choose other digits.")
     chosen = (targets == digits[0]) | (targets == digits[1])
     return images[chosen], (targets[chosen] == digits[0]).float().unsqueeze(1)
-
-
-def flatten(images: Tensor) -> Tensor:
-    """Turn bytes into the network's input: one row per image, every pixel divided by 255.
-
-    Args:
-        images: ``(N, 28, 28)`` or ``(N, 784)`` uint8, 0 to 255.
-
-    Returns:
-        ``(N, 784)`` float32 in [0, 1].
-    """
-    return scale(images.flatten(1))
-
-
-def scale(pixels: Tensor) -> Tensor:
-    """Bytes, 0 to 255, as float32 in [0, 1], of any shape."""
-    return pixels.float().div_(255)
 
 
 def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -112,24 +96,22 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
         Images ``(N, 28, 28)`` uint8, 0 to 255, and the digits that they show, ``(N,)`` int64, 0 to 9.
 
     Raises:
-        UserError: If a file is missing, truncated, no MNIST file, or, in the bundled root, not the shipped one.
+        RuntimeError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the shipped one.
     """
     raw = raw_folder(root)
     part = "train" if train else "t10k"
     image_file, label_file = raw / f"{part}-images-idx3-ubyte", raw / f"{part}-labels-idx1-ubyte"
     for path in (image_file, label_file):
         if reason := _damage(path):
-            remedy = (
-                "Reinstall lit_threeseven."
-                if Path(root) == BUNDLED_ROOT
-                else "Delete it to have MNIST downloaded again, or use the bundled data: --data.source bundled."
-            )
-            raise UserError(f"{path} is not the MNIST file that it should be: {reason}. {remedy}")
+            remedy = 'Delete it to download MNIST again, or use source="bundled".'
+            if Path(root) == BUNDLED_ROOT:
+                remedy = "Reinstall lit_threeseven."
+            raise RuntimeError(f"{path} is not the MNIST file it should be: {reason}. {remedy}")
     images, targets = read_image_file(str(image_file)), read_label_file(str(label_file))
     if len(images) != len(targets) or targets.max() > 9:
-        raise UserError(
+        raise RuntimeError(
             f"{label_file} does not belong to {image_file.name}: it holds {len(targets)} labels up to {targets.max()}, "
-            f"expected {len(images)} from 0 to 9. Delete both to have MNIST downloaded again."
+            f"expected {len(images)} from 0 to 9. Delete both to download MNIST again."
         )
     return images, targets
 
@@ -176,14 +158,14 @@ def _download(raw: Path) -> None:
                 read(staging, train)
             for name in FILES:
                 (staged / name).replace(raw / name)
-    except (RuntimeError, URLError, OSError, UserError) as error:
+    except Exception as error:  # whatever a mirror's answer leads to in urllib, gzip or torchvision
         for folder in created:
             with suppress(OSError):  # not empty: another process uses it
                 folder.rmdir()
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(
-            f"MNIST could not be put into {raw} ({reason}). Put its four files there yourself ({', '.join(FILES)}, or "
-            "their .gz archives), or use the bundled data: --data.source bundled."
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise RuntimeError(
+            f"MNIST could not be downloaded to {raw} ({reason}). Put its four files there yourself "
+            f'({", ".join(FILES)}, or their .gz archives), or use source="bundled".'
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -1,7 +1,6 @@
 """The mathematics of the network: a sigmoid, a loss, and nothing that knows where the numbers come from."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +27,14 @@ def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x.clamp(min=-limit)))
 
 
-def mean_squared_error(prediction: Tensor, target: Tensor, rows: float | None = None) -> Tensor:
-    """Average of the squared differences: ``sum((prediction - target)²) / rows``.
+def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None = None) -> Tensor:
+    """Average of the squared differences: ``sum((prediction - target)²) / divisor``.
 
     Args:
         prediction: ``(N, 1)``, probabilities in [0, 1].
         target: ``(N, 1)``, labels, 0 or 1.
-        rows: What the sum is divided by. None means N. A process that holds only a share of a batch passes the rows
-            of the whole batch divided by the number of processes: the average over the processes is then the mean
-            over the whole batch, also where shares differ in size or are empty.
+        divisor: What the sum is divided by; None means N. A process that holds a share of a batch passes
+            `Batch.divisor`, so that the average over processes is the mean over the whole batch.
 
     Returns:
         Scalar tensor.
@@ -52,23 +50,4 @@ def mean_squared_error(prediction: Tensor, target: Tensor, rows: float | None = 
         raise ValueError(
             f"prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}."
         )
-    return ((prediction - target) ** 2).sum() / (len(target) if rows is None else rows)
-
-
-def gradient(x: Any, probability: Tensor, target: Tensor, rows: float | None = None) -> tuple[Tensor, Tensor]:
-    """Gradient of ``mean_squared_error(sigmoid(x W + b), target, rows)`` by `W` and `b`, written out.
-
-    With the slope ``s = 2 (p - y) p (1 - p) / rows`` of the loss by ``x W + b`` it is ``xᵀ s`` and the sum of ``s``.
-
-    Args:
-        x: ``(N, 784)``, anything with a transpose ``x.T`` that multiplies a column.
-        probability: ``p = sigmoid(x W + b)``, ``(N, 1)``.
-        target: ``y``, ``(N, 1)``.
-        rows: As for `mean_squared_error`.
-
-    Returns:
-        The gradients by `W`, ``(784, 1)``, and by `b`, ``(1,)``.
-    """
-    factor = 2 / (len(target) if rows is None else rows)
-    slope = (probability - target) * probability * (1 - probability) * factor
-    return x.T @ slope, slope.sum(0)
+    return ((prediction - target) ** 2).sum() / (len(target) if divisor is None else divisor)

@@ -4,21 +4,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
-from torchmetrics.functional.classification import binary_accuracy
+from torch import Tensor, distributed, nn
+from torchmetrics import MeanMetric, MeanSquaredError
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lit_threeseven.batches import Batch, join_shares, mean_over_processes
-from lit_threeseven.errors import UserError
-from lit_threeseven.functional import gradient, mean_squared_error, sigmoid
+from lit_threeseven.batches import Batch
+from lit_threeseven.dataset import check_digits
+from lit_threeseven.functional import mean_squared_error, sigmoid
 
 PIXELS = 28 * 28
 
 # An image is the second digit below this probability, otherwise the first.
 THRESHOLD = 0.5
-# torchmetrics asks for more than its threshold, so it gets the float32 number just below.
-METRIC_THRESHOLD = THRESHOLD - 2**-25
 
 
 class LitThreeSeven(L.LightningModule):
@@ -27,7 +25,7 @@ class LitThreeSeven(L.LightningModule):
     `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution with torch's global random generator, so
     `lightning.seed_everything` or `torch.manual_seed` before construction makes them reproducible.
 
-    A training batch is ``(x, y)`` or ``(x, y, rows)``, see `lit_threeseven.batches.Batch`.
+    A batch is any pair ``(x, y)``, see `forward` and `mean_squared_error`.
 
     Args:
         lr: Learning rate of plain gradient descent, above 0.
@@ -35,7 +33,7 @@ class LitThreeSeven(L.LightningModule):
         digits: The two digits that are told apart; the first is what `forward` gives the probability of.
 
     Raises:
-        UserError: If an argument is out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> model = LitThreeSeven()
@@ -43,25 +41,27 @@ class LitThreeSeven(L.LightningModule):
         torch.Size([5, 1])
     """
 
+    # `ThreeSevenDataModule` may then send a `SparsePixels` as x. Subclasses don't inherit this: they get tensors,
+    # unless they say so themselves.
+    takes_sparse_pixels = True
+
     def __init__(self, lr: float = 1.0, init_std: float = 0.01, digits: tuple[int, int] = (3, 7)) -> None:
         super().__init__()
-        digits = tuple(digits)
+        digits = check_digits(digits)
         for name, value, usual in (("lr", lr, "1.0"), ("init_std", init_std, "0.01")):
-            if not 0 < value <= torch.finfo(torch.float32).max:
-                raise UserError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
+            if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
+                raise ValueError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
         self.save_hyperparameters()
         self.lr, self.digits = lr, digits
         self.W = nn.Parameter(torch.randn(PIXELS, 1) * init_std)
         self.b = nn.Parameter(torch.randn(1) * init_std)
+        self.val_metrics, self.test_metrics = _metrics(), _metrics()
+        self._monitored = False
 
-        metrics = MetricCollection(
-            {
-                "loss": MeanSquaredError(),
-                "accuracy": BinaryAccuracy(METRIC_THRESHOLD, validate_args=False),
-                "auroc": BinaryAUROC(validate_args=False),
-            }
-        )
-        self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
+    @property
+    def example_input_array(self) -> Tensor:
+        """One empty image, which Lightning traces the graph with."""
+        return self.W.new_zeros(1, PIXELS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability that an image shows the first digit, a three.
@@ -74,61 +74,35 @@ class LitThreeSeven(L.LightningModule):
         """
         return sigmoid(x.flatten(1) @ self.W + self.b)
 
-    def on_fit_start(self) -> None:
-        """Refuse a gradient scaler, which `backward` would not see.
-
-        Raises:
-            UserError: If the Trainer's precision is "16-mixed" on a GPU.
-        """
-        if getattr(self.trainer.precision_plugin, "scaler", None):
-            raise UserError(
-                "precision=16-mixed scales the loss to derive small gradients in float16, and this network's gradient "
-                "is written out in float32; choose precision 32-true or bf16-mixed."
-            )
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Prediction and loss of one batch; `backward` does the gradient, and the optimizer the update."""
-        x, y, rows = batch if len(batch) == 3 else (*batch, len(batch[1]))
-        with torch.no_grad():
-            probability = self(x)
-            loss = mean_squared_error(probability, y, rows)
-        self._step = x.flatten(1), probability, y, rows
+        """Prediction and loss of one batch; Lightning takes the gradient, and the optimizer updates."""
+        x, y = batch
+        probability = self(x)
+        divisor = getattr(batch, "divisor", len(y))
+        loss = mean_squared_error(probability, y, divisor)
         every = self.trainer.log_every_n_steps
-        if every and (self.global_step + 1) % every == 0:
+        if self._monitored or (every and (self.global_step + 1) % every == 0):
             self._check_finite()
-            accuracy = loss.new_zeros(())  # of an empty share, which torchmetrics does not take
-            if len(y):
-                share = len(y) / rows  # makes the mean over processes that of the rows
-                accuracy = binary_accuracy(probability, y, METRIC_THRESHOLD, validate_args=False) * share
+            accuracy = ((probability >= THRESHOLD) == y.bool()).sum() / divisor
             self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, sync_dist=True)
         return loss
 
-    def backward(self, loss: Tensor) -> None:
-        """The gradient of the loss by `W` and `b`, written out: that takes less time than to have it derived.
-
-        It is averaged over the processes here. A subclass that predicts otherwise writes its own `training_step`, and
-        takes `LightningModule.backward` back.
-        """
-        gradients = mean_over_processes(*gradient(*self._step))
-        self._step = None
-        for parameter, step in zip((self.W, self.b), gradients, strict=True):
-            step /= self.trainer.accumulate_grad_batches
-            parameter.grad = step if parameter.grad is None else parameter.grad + step
-
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Log loss, accuracy and AUROC of held-out images; gives their probabilities, as `forward` does."""
-        return self._evaluate(batch, self.val_metrics)
+        return self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Log loss, accuracy and AUROC of the test images; gives their probabilities, as `forward` does."""
-        return self._evaluate(batch, self.test_metrics)
+        return self._evaluate(batch, "test", self.test_metrics)
 
-    def _evaluate(self, batch: Any, metrics: MetricCollection) -> Tensor:
-        x, y, *_ = batch
+    def _evaluate(self, batch: Any, stage: str, metrics: Any) -> Tensor:
+        x, y = batch
         probability = self(x)
-        if len(y):
-            metrics.update(probability, y)
-        self.log_dict(metrics, batch_size=len(y))
+        if len(y):  # a share may be empty
+            metrics["loss"].update(probability, y)
+            metrics["accuracy"].update(((probability >= THRESHOLD) == y.bool()).float())
+            metrics["auroc"].update(probability, y)  # not as integers: torchmetrics takes an empty share for floats
+        self.log_dict({f"{stage}/{name}": metric for name, metric in metrics.items()}, batch_size=len(y))
         return probability
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -140,41 +114,75 @@ class LitThreeSeven(L.LightningModule):
 
         Returns:
             "probability" of the first digit, ``(N, 1)``, and the "digit", ``(N, 1)`` int64: the second digit where the
-            probability is below 0.5, otherwise the first. With several processes each returns the whole of a
-            `lit_threeseven.batches.Batch`, in order, not its own share only.
+            probability is below 0.5, otherwise the first. With several processes each returns the results for the
+            whole of a `lit_threeseven.batches.Batch`, in order, not only for its share.
         """
         probability = self(batch if isinstance(batch, Tensor) else batch[0])
-        if isinstance(batch, Batch):
-            probability = join_shares(probability, batch.rows)
+        if isinstance(batch, Batch) and batch.world_size > 1 and distributed.is_initialized():
+            probability = torch.cat(gather_all_tensors(probability))
         first, second = self.digits
         return {"probability": probability, "digit": torch.where(probability < THRESHOLD, second, first)}
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, as ever."""
         if name == "_current_fx_name":
-            # Lightning notes the running hook some fifty times a step; nn.Module's own way takes a tenth of the step
+            # Lightning notes the running hook here some fifty times a step, and has no public way to leave it out;
+            # nn.Module's own way to set an attribute takes a tenth of the step.
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """Plain gradient descent: ``W -= lr * gradient``."""
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
+    def setup(self, stage: str) -> None:
+        """Refuse data of other digits: their labels would mean something else.
+
+        Raises:
+            ValueError: If the data module's `digits` are not these.
+        """
+        digits = getattr(self.trainer.datamodule, "digits", self.digits)
+        if tuple(digits) != tuple(self.digits):
+            raise ValueError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
+
+    def on_train_start(self) -> None:
+        """Log at every step if a callback or scheduler watches a training metric."""
+        watchers = [*self.trainer.callbacks, *self.trainer.lr_scheduler_configs]
+        self._monitored = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are no numbers any more, and note the optimizer's name."""
+        """Refuse to save non-finite weights, and note the optimizer's name."""
         self._check_finite()
-        checkpoint["optimizer"] = type(self.trainer.optimizers[0]).__name__
+        checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in self.trainer.optimizers)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume after the last batch that was trained: with `max_steps` Lightning would repeat or skip some."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        epochs, batches = loops.get("epoch_progress"), loops.get("epoch_loop.batch_progress")
+        if epochs and batches and epochs["current"]["processed"] == epochs["current"]["ready"]:
+            for counts in (epochs["current"], epochs["total"]):
+                counts["processed"] -= not batches["is_last_batch"]  # the limit was reached within the epoch
+                counts["completed"] = counts["processed"]
+            if batches["is_last_batch"]:
+                batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
 
     def on_train_end(self) -> None:
-        """Refuse to end a training with weights that are no numbers any more."""
+        """Refuse to end a training with non-finite weights."""
         self._check_finite()
 
     def _check_finite(self) -> None:
         # A loss that is not finite leaves such weights behind, and unlike it these are the same on every process.
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
-            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise UserError(
-                f"The loss became non-finite within {self.global_step} steps at learning rate {lr}; "
-                f"choose a smaller one, or a smaller init_std than {self.hparams.init_std}."
+            lr = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+            raise FloatingPointError(
+                f"The loss became non-finite within {self.global_step} steps at learning rate {lr[0] if lr else '?'}; "
+                f"choose a smaller one, or a smaller init_std than {self.hparams['init_std']}."
             )
+
+
+def _metrics() -> nn.ModuleDict:
+    # torchmetrics counts rows exactly where processes have different numbers of them
+    return nn.ModuleDict(
+        {"loss": MeanSquaredError(), "accuracy": MeanMetric("disable"), "auroc": BinaryAUROC(validate_args=False)}
+    )

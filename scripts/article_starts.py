@@ -1,4 +1,4 @@
-"""Run the article's recipe from many random starts, and say where each of them ends.
+"""Run the article's recipe from many random starts and print where each one ends.
 
     python scripts/article_starts.py --starts 8
 
@@ -11,9 +11,9 @@ import argparse
 import torch
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.dataset import flatten
 from lit_threeseven.functional import sigmoid
 from lit_threeseven.module import THRESHOLD
+from lit_threeseven.pixels import flatten
 
 EPOCHS, LR, INIT_STD = 2000, 0.001, 1.0
 

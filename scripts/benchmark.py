@@ -2,8 +2,9 @@
 
     python scripts/benchmark.py --json figures.json
 
-Everything runs in one process and alternates, after a warm-up; figures are medians over the rounds. Memory is the peak
-of processes of their own. `--quick` says that all of it works, in less than a minute; its figures are rough.
+Timings alternate in one process after a warm-up, and each figure is the median over the rounds. Peak memory is that of
+separate processes. The exit code is 1 if a figure misses its target. `--quick` takes less than a minute; its figures
+are rough, so its targets are 1.6 times as high.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +32,33 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.callbacks import TensorBoardPictures
-from lit_threeseven.cli import ThreeSevenCLI, silence_libraries
 from lit_threeseven.datamodule import Split
-from lit_threeseven.dataset import flatten
-from lit_threeseven.functional import gradient, mean_squared_error
+from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
-from lit_threeseven.pixels import SparsePixels, sparse_obstacle, store
+from lit_threeseven.pixels import SparsePixels, flatten
+from lit_threeseven.run.cli import ThreeSevenCLI
+from lit_threeseven.run.options import silence_libraries
+from lit_threeseven.watch import TensorBoardPictures
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256
 
-# Ratio: its rows, or memory, and what it is to be at most.
+# The highest value allowed for each figure: ratios of rows, and memory.
 TARGETS = {
     "main recipe / article's loop": 0.50,
     "main recipe / usual way": 1 / 40,
     "step alone / article's loop": 0.30,
     "batches of 64: ours / usual way": 0.60,
-    "time per image: 100 times the size / once": 1.2,
+    "time per image: many times the size / once": 1.2,
     "memory per image (KB)": 1.1,
     "main job's memory beyond lightning's (MB)": 200,
     "pictures' share of the main job": 0.05,
 }
+QUICK_SLACK = 1.6
+
+# Above 1 the article's loop gets its pixels from a large cache. Sparse pixels save reading from memory, so the targets
+# that compare with that loop are then only shown.
+FROM_CACHE = "article's loop: its speed of reading / that of memory"
 
 
 class Tiled(ThreeSevenDataModule):
@@ -65,7 +72,6 @@ class Tiled(ThreeSevenDataModule):
         self.train = Split(
             self.train.images.repeat(self.times, 1, 1),
             self.train.y.repeat(self.times, 1),
-            torch.arange(len(self.train) * self.times),
         )
 
 
@@ -109,11 +115,10 @@ def step_alone(x: Tensor | SparsePixels, y: Tensor, epochs: int) -> float:
     optimizer = model.configure_optimizers()
     start = time.perf_counter()
     for _ in range(epochs):
-        with torch.no_grad():
-            probability = model(x)
-            mean_squared_error(probability, y)
-            model.W.grad, model.b.grad = gradient(x, probability, y)
+        loss = mean_squared_error(model(x), y)
+        loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
     return time.perf_counter() - start
 
 
@@ -174,6 +179,14 @@ def bandwidth(size: int = 2**28) -> float:
     return size / min(seconds)
 
 
+def size_of(x: Tensor | SparsePixels) -> int:
+    """Bytes that one product with the pixels reads."""
+    if isinstance(x, Tensor):
+        return x.nbytes
+    csr = x.by_rows
+    return csr.values().nbytes + csr.col_indices().nbytes + csr.crow_indices().nbytes
+
+
 def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int) -> dict[str, float]:
     """Median seconds per epoch of each timer, given with its number of epochs.
 
@@ -194,7 +207,7 @@ def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int
 def until_goal(rounds: int) -> dict[str, float]:
     """Seconds of training until the test accuracy is `GOAL`, ours and scikit-learn's where that is installed.
 
-    How long that takes is found out first, in iterations; then those are timed alone.
+    First the number of iterations is found, then that many are timed.
     """
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup()
@@ -220,7 +233,7 @@ def until_goal(rounds: int) -> dict[str, float]:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        print("scikit-learn is not installed, so its row is left out: pip install '.[benchmark]'", file=sys.stderr)
+        print("scikit-learn is not installed, so its row is missing: pip install '.[benchmark]'", file=sys.stderr)
     else:
         x, y = flatten(data.train.images).numpy(), data.train.y.squeeze(1).numpy()
 
@@ -238,7 +251,7 @@ def until_goal(rounds: int) -> dict[str, float]:
 
 
 def peak_memory(code: str) -> float | None:
-    """Peak memory in bytes of a Python process that runs `code`; None where the system does not tell (Linux does)."""
+    """Peak memory in bytes of a Python process that runs `code`; None if the system does not report it (Linux does)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -276,11 +289,10 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     whole = ThreeSevenDataModule(val_fraction=0)
     whole.setup("fit")
     x, y = flatten(whole.train.images), whole.train.y
-    layout = "dense" if sparse_obstacle(torch.device("cpu"), full_batch=True) else "sparse"
-    stored, stored_y = store(data.train.images, layout), data.train.y
+    store = SparsePixels if torch.backends.mkl.is_available() else flatten
+    stored, stored_y = store(data.train.images), data.train.y
 
-    rounds = 1 if quick else 5
-    epochs, few = (500, 2) if quick else (2000, 10)
+    epochs, few, rounds = (1000, 2, 3) if quick else (2000, 10, 5)
     rows = alternate(
         {
             "a  article's loop": (lambda n: article(x, y, n), epochs // 4),
@@ -290,10 +302,10 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
         },
         rounds,
     )
+    rounds = 1 if quick else 5
     a, b, c, d = rows.values()
-    # A row needs its own pixels only, so that one pass could do: each non-zero pixel once, a value and a column index.
-    fewest = stored.nbytes // 2 if layout == "sparse" else x.nbytes
-    rows["e  floor: reading the pixels once"] = fewest / bandwidth()
+    memory = bandwidth()
+    rows["e  floor: reading the pixels once"] = size_of(stored) / memory
 
     batches = {}
     for batch_size in (64, 256):
@@ -304,7 +316,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
 
     rows |= {f"g  {GOAL:.0%} of the test set: {name}": value for name, value in until_goal(rounds).items()}
 
-    times = (1, 20) if quick else (1, 10, 100)
+    times = (1, 10) if quick else (1, 10, 100)
     tiles = alternate(
         {
             f"h  batches of {TILES_BATCH}, {t} times the size, per image": (
@@ -321,24 +333,29 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     rows["i  main job, drawing its pictures"] = statistics.median(drawing(epochs) for _ in range(rounds))
 
     figures = {
+        FROM_CACHE: 2 * x.nbytes / a / memory,
         "main recipe / article's loop": c / a,
         "main recipe / article's loop, per image": c / len(data.train) / (a / len(whole.train)),
         "main recipe / usual way": c / b,
         "step alone / article's loop": d / a,
         "batches of 64: ours / usual way": mini["f  batches of 64, ours"] / mini["f  batches of 64, usual way"],
-        f"time per image: {times[-1]} times the size / once": per_image[-1] / per_image[0],
+        "time per image: many times the size / once": per_image[-1] / per_image[0],
     }
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)]
         start = time.perf_counter()
-        job = peak_memory(f"from lit_threeseven.cli import main; main({options})")
+        job = peak_memory(f"from lit_threeseven.run.cli import main; main({options})")
         rows["i  main job, from the command to the table"] = time.perf_counter() - start
         figures["pictures' share of the main job"] = (
             rows["i  main job, drawing its pictures"] / (rows["i  main job, from the command to the table"])
         )
-        peaks = [peak_memory("import lightning"), job, *(memory_of_tiles(t) for t in (times[0], times[-1]))]
+    with ThreadPoolExecutor() as pool:  # together: only their memory counts
+        tiles_memory = [pool.submit(memory_of_tiles, t) for t in (times[0], times[-1])]
+        peaks = [peak_memory("import lightning"), job, *(memory.result() for memory in tiles_memory)]
     if None in peaks:
-        print("This system does not tell the peak memory of a process; those figures are left out.", file=sys.stderr)
+        print(
+            "This system does not report the peak memory of a process, so those figures are missing.", file=sys.stderr
+        )
     else:
         libraries, job, once, tiled = peaks
         figures["memory per image (KB)"] = (tiled - once) / (times[-1] - 1) / len(whole.train) / 1000
@@ -346,8 +363,40 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     return rows, figures
 
 
-def main() -> None:
-    """Measure, then print a table and write the JSON file."""
+def missed(figures: dict[str, float], slack: float = 1.0) -> list[str]:
+    """The figures above `slack` times their target, each with its value."""
+    return [
+        f"{name}: {figures[name]:.3f}, at most {target * slack:.3f}"
+        for name, target in judged(figures).items()
+        if name in figures and not figures[name] <= target * slack
+    ]
+
+
+def judged(figures: dict[str, float]) -> dict[str, float]:
+    """The targets that this machine can tell something about."""
+    cached = figures.get(FROM_CACHE, 0) > 1
+    return {name: target for name, target in TARGETS.items() if not (cached and name.endswith("article's loop"))}
+
+
+def report(rows: dict[str, float], figures: dict[str, float], quick: bool) -> int:
+    """Print the tables, and the missed targets on stderr; gives the exit code."""
+    slack = QUICK_SLACK if quick else 1.0
+    print(machine() + (" (quick: rough figures)" if quick else ""))
+    print("\nSeconds per epoch, or as it says\n")
+    for name, seconds in rows.items():
+        print(f"{name:62} {seconds * 1000:10.3f} ms" if seconds >= 1e-4 else f"{name:62} {seconds * 1e6:10.3f} µs")
+    print(f"\n{'Figure':62} {'measured':>10} {'at most':>8}\n")
+    for name, value in figures.items():
+        target = judged(figures).get(name)
+        print(f"{name:62} {value:10.3f}" + (f" {target * slack:8.3f}" if target else ""))
+    misses = missed(figures, slack)
+    if misses:
+        print("\nMissed targets:", *misses, sep="\n  ", file=sys.stderr)
+    return 1 if misses else 0
+
+
+def main() -> int:
+    """Measure, print the tables, write the JSON file; the exit code is 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to, in seconds")
     parser.add_argument("--quick", action="store_true", help="less than a minute, with rough figures")
@@ -356,19 +405,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
 
     rows, figures = measure(args.quick)
-    print(machine() + (" (quick: rough figures)" if args.quick else ""))
-    print("\nSeconds per epoch, or as it says\n")
-    for name, seconds in rows.items():
-        print(f"{name:62} {seconds * 1000:10.3f} ms" if seconds >= 1e-4 else f"{name:62} {seconds * 1e6:10.3f} µs")
-    print(f"\n{'Figure':62} {'measured':>10} {'at most':>8}\n")
-    for name, value in figures.items():
-        target = TARGETS.get(name)
-        verdict = "" if target is None or args.quick else f" {target:8.3f}  {'' if value <= target else 'missed'}"
-        print(f"{name:62} {value:10.3f}{verdict}")
+    code = report(rows, figures, args.quick)
     if args.json:
         content = {"machine": machine(), "quick": args.quick, "seconds": rows, "figures": figures, "at_most": TARGETS}
         args.json.write_text(json.dumps(content, indent=2))
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Make the bundled threes and sevens out of any full MNIST root, byte for byte the same each time.
+"""Make the bundled threes and sevens from any full MNIST root, byte for byte the same each time.
 
 python scripts/build_bundle.py ROOT            write them into the package
-python scripts/build_bundle.py ROOT --check    say whether the shipped ones equal what ROOT gives
+python scripts/build_bundle.py ROOT --check    compare the shipped files with those that ROOT gives
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from lit_threeseven import dataset
-from lit_threeseven.errors import UserError
 
 
 def idx_bytes(tensor: torch.Tensor) -> bytes:
@@ -34,15 +33,15 @@ def bundle(root: Path) -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Write or check the bundle; the exit code is 1 where it differs."""
+    """Write or check the bundle; the exit code is 1 if it differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder that holds MNIST/raw with all of MNIST")
-    parser.add_argument("--check", action="store_true", help="compare only, and write nothing")
+    parser.add_argument("--check", action="store_true", help="only compare, write nothing")
     args = parser.parse_args()
 
     try:
         files = bundle(args.root)
-    except UserError as error:
+    except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -57,10 +56,7 @@ def main() -> int:
         same &= shipped
         print(f"{digest}  {name}  {'as shipped' if shipped else 'DIFFERS'}")
     if not same:
-        print(
-            "The bundle, or its sums in lit_threeseven/dataset.py, are not those of this root.",
-            file=sys.stderr,
-        )
+        print("The bundle, or its sums in lit_threeseven/dataset.py, differ from this root's.", file=sys.stderr)
     return 0 if same else 1
 
 

@@ -4,8 +4,10 @@ python scripts/draw_weights.py logs/version_0/checkpoints/best.ckpt weights.png
 """
 
 import argparse
+import sys
 
-from lit_threeseven import LitThreeSeven, figures
+from lit_threeseven import LitThreeSeven
+from lit_threeseven.watch import figures
 
 
 def main() -> None:
@@ -14,8 +16,16 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a checkpoint of a run")
     parser.add_argument("picture", help="file to write, .png, .svg or .pdf")
     args = parser.parse_args()
-    model = LitThreeSeven.load_from_checkpoint(args.checkpoint, map_location="cpu", weights_only=True)
-    figures.weights(model.W, model.digits).savefig(args.picture)
+    try:
+        model = LitThreeSeven.load_from_checkpoint(args.checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        sys.exit(f"There is no file {args.checkpoint}.")
+    except Exception:  # whatever the content of a file leads to in torch or Lightning
+        sys.exit(f"{args.checkpoint} is not a lit-threeseven checkpoint, or is truncated.")
+    try:
+        figures.weights(model.W, model.digits).savefig(args.picture)
+    except (OSError, ValueError) as error:
+        sys.exit(f"The picture could not be written: {error}")
 
 
 if __name__ == "__main__":

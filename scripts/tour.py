@@ -19,10 +19,12 @@ import lightning as L
 import torch
 from matplotlib.figure import Figure
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, figures
-from lit_threeseven.dataset import flatten, load
-from lit_threeseven.functional import gradient, mean_squared_error, sigmoid
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.dataset import load
+from lit_threeseven.functional import mean_squared_error, sigmoid
 from lit_threeseven.module import THRESHOLD
+from lit_threeseven.pixels import flatten
+from lit_threeseven.watch import figures
 
 parser = argparse.ArgumentParser(description="Go through the network step by step, and write the pictures.")
 parser.add_argument("--out", type=Path, default=Path("tour"), help="folder for the pictures (default: tour)")
@@ -44,6 +46,29 @@ def show(figure: Figure, name: str) -> None:
         display(Image(path))
 
 
+def draw_curve(
+    x: torch.Tensor, y: torch.Tensor, title: str, xlabel: str, ylabel: str, xscale: str = "linear"
+) -> Figure:
+    """Draw a line through N points, ``(N,)`` each."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel, xscale=xscale)
+    axes.plot(x.numpy(), y.numpy(), color=figures.LINE)
+    axes.grid(color="#dddddd")
+    return figure
+
+
+def draw_numbers(image: torch.Tensor, title: str) -> Figure:
+    """Draw an image, ``(28, 28)`` uint8, as the numbers that it is made of, shaded by value."""
+    figure = Figure(figsize=(9.6, 9.6), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="column", ylabel="row")
+    axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=255)
+    for row, values in enumerate(image.tolist()):
+        for column, value in enumerate(values):
+            color = "white" if value > 127 else "#999999" if value == 0 else figures.INK
+            axes.text(column, row, str(value), ha="center", va="center", fontsize=6.5, color=color)
+    return figure
+
+
 # %% [markdown]
 # ## The data
 #
@@ -63,7 +88,7 @@ show(figures.images(some / 255, ["3"] * 6 + ["7"] * 6, "Threes and sevens"), "di
 # A digit is a grid of numbers. Shaded by their value they are the picture.
 
 # %%
-show(figures.numbers(threes[0], "The first three: 28 × 28 numbers from 0 to 255"), "numbers")
+show(draw_numbers(threes[0], "The first three: 28 × 28 numbers from 0 to 255"), "numbers")
 
 # %% [markdown]
 # ## Rows and labels
@@ -85,7 +110,7 @@ print(f"{(x == 0).float().mean():.1%} of the pixels are paper")
 
 # %%
 numbers = torch.linspace(-6, 6, 241)
-show(figures.curve(numbers, sigmoid(numbers), "sigmoid(z) = 1 / (1 + exp(-z))", "z", "sigmoid(z)"), "sigmoid")
+show(draw_curve(numbers, sigmoid(numbers), "sigmoid(z) = 1 / (1 + exp(-z))", "z", "sigmoid(z)"), "sigmoid")
 
 # %% [markdown]
 # ## One prediction by hand
@@ -125,9 +150,11 @@ print(f"predictions {tuple(prediction.shape)}, from {prediction.min():.3f} to {p
 # %%
 loss.backward()
 with torch.no_grad():
-    by_formula, _ = gradient(x, prediction, y)
+    p = prediction
+    by_formula = x.T @ (2 * (p - y) * p * (1 - p) / len(y))
     print(f"W.grad {tuple(W.grad.shape)}, largest {W.grad.abs().max():.4f}")
     print(f"largest difference from the formula {(W.grad - by_formula).abs().max():.1e}")
+    torch.testing.assert_close(by_formula, W.grad, rtol=1e-4, atol=1e-6)
     W -= model.lr * W.grad
     b -= model.lr * b.grad
     print(f"loss after the step {mean_squared_error(sigmoid(x @ W + b), y):.4f}")
@@ -165,7 +192,7 @@ for epochs in (1, 10, 100, 1000, 2000):
     print(f"loss at epoch {epochs:5,}: {values[epochs - 1]:.4f}")
 
 steps = torch.arange(1, len(values) + 1)
-show(figures.curve(steps, values, "The loss goes down", "epoch", "loss", xscale="log"), "loss")
+show(draw_curve(steps, values, "The loss goes down", "epoch", "loss", xscale="log"), "loss")
 
 # %% [markdown]
 # ## What it has learnt
@@ -186,7 +213,7 @@ with torch.no_grad():
     probability = model(test_images / 255)
 right = (probability >= THRESHOLD) == test_labels.bool()
 print(f"{int(right.sum()):,} of {len(right):,} test images are right: {right.float().mean():.2%}")
-show(figures.confusion_matrix(probability, test_labels, threshold=THRESHOLD), "confusion_matrix")
+show(figures.quality("confusion_matrix", probability, test_labels), "confusion_matrix")
 
 # %% [markdown]
 # The images closest to the threshold: a little more or less ink, and they fall on the other side.

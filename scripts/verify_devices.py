@@ -1,11 +1,11 @@
-"""Train on one device and on several, and say whether it makes a difference. It must not.
+"""Check that training on several devices gives the same results as on one.
 
-    python scripts/verify_devices.py                                       # the GPUs of this machine, or CPU processes
+    python scripts/verify_devices.py                                       # this machine's GPUs, or CPU processes
     python scripts/verify_devices.py --devices 2 3 4 --accelerator cpu
-    python scripts/verify_devices.py --launch 'srun -N 2 python'           # as SLURM starts it, in a folder in common
+    python scripts/verify_devices.py --launch 'srun -N 2 python'           # through SLURM, from a shared folder
 
-Each line of the table is a recipe on a number of devices, compared with the same on one device of this machine. The
-exit code is 0 if all differences are within the tolerances, otherwise 1.
+Each line of the table compares a recipe on several devices with the same recipe on one device of this machine. The exit
+code is 0 if all differences are within the tolerances, otherwise 1.
 """
 
 import argparse
@@ -27,7 +27,7 @@ METRICS_TOLERANCE = 1e-6  # largest difference of any logged value and of any pr
 
 
 def run(launch: list[str], folder: Path, options: list[str]) -> dict[str, object]:
-    """Train, test and predict; gives weights, logged values, and predictions as rows of text."""
+    """Train, test and predict; returns the weights, the logged values and the predictions."""
     place = ["--trainer.default_root_dir", str(folder)]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     for command in (options, ["predict", "--ckpt_path", "last", *options[:4]]):
@@ -50,7 +50,7 @@ def run(launch: list[str], folder: Path, options: list[str]) -> dict[str, object
 
 
 def compare(one: dict, many: dict) -> dict[str, float]:
-    """Largest differences; infinite where something is missing or there twice."""
+    """The largest differences; infinite if a value is missing or appears twice."""
     weights = max(((many["weights"][k] - w).abs().max() / w.abs().max()).item() for k, w in one["weights"].items())
     same = one["metrics"].keys() == many["metrics"].keys()
     metrics = max(abs(many["metrics"][key] - value) for key, value in one["metrics"].items()) if same else float("inf")
@@ -60,7 +60,7 @@ def compare(one: dict, many: dict) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run, compare, print the table, and end with the verdict."""
+    """Run, compare, and print the table and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     parser.add_argument("--devices", type=int, nargs="+", default=[gpus] if gpus > 1 else [2, 3], metavar="N")
@@ -82,7 +82,7 @@ def main() -> None:
         rest += ["--trainer.log_every_n_steps", "5"]
         results = {}
         for trial, (launch, devices) in {"1 device": ([sys.executable], ["--trainer.devices", "1"]), **trials}.items():
-            # what is launched on other machines finds this folder there, as it does the script
+            # processes launched on other machines need to find this folder, as they do the script
             with tempfile.TemporaryDirectory(prefix=".verify-", dir=Path.cwd() if args.launch else None) as folder:
                 results[trial] = run(launch, Path(folder), [*options, *devices, *rest])
             steps = 1 + max(step for tag, step in results[trial]["metrics"] if tag == "train/loss")
@@ -94,7 +94,7 @@ def main() -> None:
                 line += "".join(f"{value:13.1e}" for value in differences.values())
                 line += "   same" if not bad else f"   DIFFERENT: {', '.join(bad)}"
             print(line, flush=True)
-    print("No difference." if good else "The results depend on the devices.")
+    print("No difference." if good else "Results differ between devices.")
     sys.exit(not good)
 
 

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import threading
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from build_bundle import idx_bytes
 from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
-from lit_threeseven.cli import main
+from lit_threeseven.run.cli import main
+
+# Tests run in parallel, and so do the processes that they start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 # Each process is a copy of a server that has done the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lit_threeseven.cli", "processes"])
+CONTEXT.set_forkserver_preload(["lit_threeseven.run.cli", "processes"])
 TIME_LIMIT = 240
 
 
@@ -35,9 +35,9 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from lit_threeseven import cli, launch
+    from lit_threeseven.run import cli, launch
 
-    launch.PATIENCE = timedelta(seconds=patience)
+    launch.PATIENCE, launch.GRACE = timedelta(seconds=patience), 1
     torch.set_num_threads(1)
     rank_zero_only.rank = int(
         environment.get("RANK") or environment.get("SLURM_PROCID") or 0

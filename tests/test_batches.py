@@ -1,22 +1,33 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from lit_threeseven.batches import Batches
-from lit_threeseven.dataset import flatten
+from lit_threeseven.batches import Batch, Batches, Shares
 from lit_threeseven.functional import mean_squared_error
+from lit_threeseven.pixels import flatten
 
 ROWS = 23
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> tuple[Tensor, Tensor]:
     """Images that can be told apart by their first pixel."""
     images = torch.randint(0, 256, (ROWS, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
     images[:, 0, 0] = torch.arange(ROWS)
     return images, torch.arange(ROWS).remainder(2).float().unsqueeze(1)
 
 
-def rows_of(batch):
+def loaders_of(data: tuple[Tensor, Tensor], batch_size: int | None, world_size: int, **options: Any) -> list[Batches]:
+    """A loader for each of several processes."""
+    return [
+        Batches(Shares(*data, batch_size, rank=rank, world_size=world_size, **options)) for rank in range(world_size)
+    ]
+
+
+def rows_of(batch: Batch) -> list[int]:
     return (batch.x[:, 0] * 255).round().int().tolist()
 
 
@@ -24,17 +35,15 @@ def rows_of(batch):
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 7, 23, 100])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_every_row_is_seen_exactly_once_on_exactly_one_process(data, world_size, batch_size, shuffle):
-    loaders = [
-        Batches(*data, None, batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    loaders = loaders_of(data, batch_size, world_size, shuffle=shuffle)
     epochs = [list(loader) for loader in loaders]
     assert [len(epoch) for epoch in epochs] == [len(loaders[0])] * world_size
     seen = []
     for shares in zip(*epochs, strict=True):
         sizes = [len(share.x) for share in shares]
         assert max(sizes) - min(sizes) <= 1
-        assert shares[0].rows * world_size == pytest.approx(sum(sizes))
+        assert {share.global_rows for share in shares} == {sum(sizes)}
+        assert shares[0].divisor * world_size == pytest.approx(sum(sizes))
         seen += [row for share in shares for row in rows_of(share)]
     assert sorted(seen) == list(range(ROWS))
     if not shuffle:
@@ -42,28 +51,28 @@ def test_every_row_is_seen_exactly_once_on_exactly_one_process(data, world_size,
 
 
 def test_global_batches_are_the_same_on_any_number_of_processes(data):
-    def global_batches(world_size):
-        loaders = [Batches(*data, None, 5, shuffle=True, rank=r, world_size=world_size) for r in range(world_size)]
+    def global_batches(world_size: int) -> list[list[int]]:
+        loaders = loaders_of(data, 5, world_size, shuffle=True)
         for loader in loaders:
-            loader.set_epoch(4)
+            loader.sampler.set_epoch(4)
         return [[row for share in shares for row in rows_of(share)] for shares in zip(*loaders, strict=True)]
 
     assert global_batches(1) == global_batches(2) == global_batches(3)
 
 
 def test_mean_over_processes_of_the_loss_is_that_of_the_global_batch(data):
-    (whole,) = Batches(*data)
-    shares = [next(iter(Batches(*data, rank=rank, world_size=3))) for rank in range(3)]
-    losses = [mean_squared_error(x[:, :1], y, rows) for x, y, rows in shares]
+    (whole,) = Batches(Shares(*data))
+    shares = [next(iter(loader)) for loader in loaders_of(data, None, 3)]
+    losses = [mean_squared_error(share.x[:, :1], share.y, share.divisor) for share in shares]
     expected = mean_squared_error(whole.x[:, :1], whole.y)
     torch.testing.assert_close(torch.stack(losses).mean(), expected)
 
 
 def test_order_depends_on_seed_and_epoch_alone(data):
-    def order(seed, epoch):
+    def order(seed: int, epoch: int) -> list[list[int]]:
         torch.rand(1)  # the global generator plays no part
-        loader = Batches(*data, None, 5, shuffle=True, seed=seed)
-        loader.set_epoch(epoch)
+        loader = Batches(Shares(*data, 5, shuffle=True, seed=seed))
+        loader.sampler.set_epoch(epoch)
         return [rows_of(batch) for batch in loader]
 
     assert order(0, 3) == order(0, 3)
@@ -73,14 +82,54 @@ def test_order_depends_on_seed_and_epoch_alone(data):
 
 def test_rows_keep_their_labels(data):
     images, y = data
-    for x, labels, _ in Batches(images, y, None, 5, shuffle=True):
+    for x, labels in Batches(Shares(images, y, 5, shuffle=True)):
         rows = (x[:, 0] * 255).round().long()
         assert torch.equal(x, flatten(images)[rows])
         assert torch.equal(labels, y[rows])
 
 
-def test_full_batch_is_the_same_tensor_every_epoch(data):
-    loader = Batches(*data, shuffle=True)
+def test_a_full_batch_is_made_once(data):
+    loader = Batches(Shares(*data, shuffle=True))
     (first,), (second,) = loader, loader
     assert first.x is second.x
     assert first.y is second.y
+
+
+def test_shares_work_in_a_plain_dataloader(data):
+    batches = list(DataLoader(Shares(*data, 5), batch_size=None))
+    assert [row for batch in batches for row in rows_of(batch)] == list(range(ROWS))
+
+
+def test_a_batch_is_a_pair(data):
+    (batch,) = Batches(Shares(*data))
+    x, y = batch
+    assert x is batch.x is batch[0]
+    assert y is batch.y is batch[1]
+
+
+def test_a_batch_moves_to_another_device_whole(data):
+    (batch,) = Batches(Shares(*data))
+    moved = batch.to("meta")
+    assert moved.x.device.type == moved.y.device.type == "meta"
+    assert (moved.global_rows, moved.world_size) == (ROWS, 1)
+    assert batch.to("cpu") is batch
+
+
+def test_a_loader_resumes_after_the_batches_that_were_seen(data):
+    loader = Batches(Shares(*data, 5, shuffle=True))
+    epochs = [[rows_of(batch) for batch in loader] for _ in range(3)]
+    for epoch in range(3):
+        for seen in range(6):
+            resumed = Batches(Shares(*data, 5, shuffle=True))
+            resumed.load_state_dict({"epoch": epoch, "seen": seen})
+            resumed.sampler.set_epoch(epoch)
+            assert [rows_of(batch) for batch in resumed] == epochs[epoch][seen:]
+
+
+def test_a_loader_says_where_it_is(data):
+    loader = Batches(Shares(*data, 5))
+    list(loader)
+    iterator = iter(loader)
+    next(iterator)
+    next(iterator)
+    assert loader.state_dict() == {"epoch": 1, "seen": 2}

@@ -1,18 +1,22 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from build_bundle import idx_bytes
+from torch import Tensor
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.errors import UserError
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
 from lit_threeseven.pixels import SparsePixels
 
 
-def setup(**kwargs):
+def setup(**kwargs: Any) -> ThreeSevenDataModule:
     data = ThreeSevenDataModule(**kwargs)
     data.setup()
     return data
 
 
-def as_rows(images):
+def as_rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
@@ -48,15 +52,14 @@ def test_an_extreme_hold_out_leaves_one_image_of_each_digit(val_fraction):
 
 def test_default_is_one_batch_of_the_whole_set():
     data = setup(val_fraction=0, pixels="dense")
-    ((x, y, rows),) = data.train_dataloader()
+    ((x, y),) = data.train_dataloader()
     assert x.shape == (12396, 784)
     assert y.shape == (12396, 1)
-    assert rows == 12396
 
 
 def test_mini_batches_are_shuffled_in_training_only():
     data = setup(batch_size=1000)
-    assert [len(y) for _, y, _ in data.train_dataloader()] == [1000] * 11 + [157]
+    assert [len(y) for _, y in data.train_dataloader()] == [1000] * 11 + [157]
     first_trained, first_tested = (next(iter(loader)).x for loader in (data.train_dataloader(), data.test_dataloader()))
     assert not torch.equal(first_trained[0], data.train.images[0].flatten() / 255)
     assert torch.equal(first_tested, data.test.images[:1000].flatten(1) / 255)
@@ -72,12 +75,13 @@ def test_full_mnist_serves_any_two_digits(small_mnist):
     ("arguments", "sentence"),
     [
         ({"source": "disk"}, "source must be one of bundled, torchvision, got 'disk'"),
-        ({"digits": (3, 3)}, r"two different digits from 0 to 9, such as \[3, 7\], got \[3, 3\]"),
-        ({"digits": (3, 10)}, r"got \[3, 10\]"),
-        ({"digits": (-1, 3)}, r"got \[-1, 3\]"),
-        ({"digits": (3,)}, r"got \[3\]"),
-        ({"digits": (1, 3, 7)}, r"got \[1, 3, 7\]"),
-        ({"digits": (1, 8)}, r"holds the digits \[3, 7\], got digits \[1, 8\]; .* torchvision"),
+        ({"digits": (3, 3)}, r"two different digits from 0 to 9, such as \(3, 7\), got \(3, 3\)"),
+        ({"digits": (3, 10)}, r"got \(3, 10\)"),
+        ({"digits": (-1, 3)}, r"got \(-1, 3\)"),
+        ({"digits": (3,)}, r"got \(3,\)"),
+        ({"digits": (1, 3, 7)}, r"got \(1, 3, 7\)"),
+        ({"digits": (1, 8)}, r"holds the digits \(3, 7\), got digits=\(1, 8\); .* source=.torchvision."),
+        ({"data_dir": "/data"}, 'data_dir="/data" is not used by the bundled data; use source="torchvision"'),
         ({"batch_size": 0}, "at least 1, .* got 0"),
         ({"batch_size": -5}, "at least 1, .* got -5"),
         ({"val_fraction": -0.1}, "from 0 to less than 1, got -0.1"),
@@ -87,30 +91,98 @@ def test_full_mnist_serves_any_two_digits(small_mnist):
         ({"seed": -1}, "from 0 to 2147483647, got -1"),
     ],
 )
-def test_arguments_out_of_range_are_told_in_a_sentence(arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_arguments_out_of_range_are_refused_in_a_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
         ThreeSevenDataModule(**arguments)
 
 
 def test_a_batch_size_above_the_set_s_is_the_full_batch_and_says_so_once(trainer):
     data, model = ThreeSevenDataModule(batch_size=11158), LitThreeSeven()
-    with pytest.warns(UserWarning, match="batch_size 11158 is more than the 11157 training images") as said:
+    with pytest.warns(UserWarning, match="batch_size=11158 exceeds the 11157 training images") as said:
         trainer(max_epochs=3).fit(model, data)
     assert sum("batch_size" in str(warning.message) for warning in said) == 1
     assert model.trainer.global_step == 3
-    assert isinstance(next(iter(data.train_dataloader())).x, SparsePixels)
+    assert len(data.train_dataloader()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "sentence"),
-    [
-        ({"batch_size": 64}, {}, "batch_size makes mini-batches"),
-        ({}, {"precision": "64-true"}, "the Trainer's precision is 64-true"),
-    ],
-)
-def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(trainer, arguments, options, sentence):
-    with pytest.raises(UserError, match=f"pixels=sparse can't work here: {sentence}.*; use pixels=auto"):
+@pytest.mark.parametrize("mkl", [True, False])
+def test_a_full_batch_is_sparse_where_the_torch_has_mkl(trainer, monkeypatch, mkl):
+    if mkl and not torch.backends.mkl.is_available():
+        pytest.skip("needs MKL")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    data, run = ThreeSevenDataModule(), trainer(max_epochs=1)
+    run.fit(LitThreeSeven(), data)
+    (batch,) = data.train_dataloader()
+    assert isinstance(batch.x, SparsePixels) == mkl
+
+
+@pytest.mark.parametrize(("arguments", "options"), [({"batch_size": 5000}, {}), ({}, {"precision": "64-true"})])
+def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(trainer, arguments, options):
+    with pytest.raises(
+        ValueError, match=r'pixels="sparse" needs a full batch, .*precision 32-true.*; use pixels="auto"'
+    ):
         trainer(**options).fit(LitThreeSeven(), ThreeSevenDataModule(pixels="sparse", **arguments))
     data = ThreeSevenDataModule(**arguments)
     trainer(max_epochs=1, **options).fit(LitThreeSeven(), data)
     assert isinstance(next(iter(data.train_dataloader())).x, torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("loader", "rows"),
+    [
+        ("train_dataloader", 11157),
+        ("val_dataloader", 1239),
+        ("test_dataloader", 2038),
+        ("predict_dataloader", 2038),
+    ],
+)
+def test_a_loader_needs_no_call_of_setup(loader, rows):
+    data = ThreeSevenDataModule(batch_size=1000)
+    assert sum(len(y) for _, y in getattr(data, loader)()) == rows
+
+
+def test_setup_reads_what_a_stage_needs():
+    data = ThreeSevenDataModule()
+    data.setup("test")
+    assert not hasattr(data, "train")
+    assert len(data.test) == 2038
+
+
+@pytest.fixture
+def one_of_each(tmp_path: Path) -> Path:
+    """An MNIST root with one training image and one test image of a three and of a seven."""
+    raw = dataset.raw_folder(tmp_path)
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(torch.zeros(2, 28, 28).byte()))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(torch.tensor([3, 7]).byte()))
+    return tmp_path
+
+
+def test_one_image_of_each_digit_is_too_few_to_hold_one_out(one_of_each):
+    data = ThreeSevenDataModule(source="torchvision", data_dir=str(one_of_each))
+    with pytest.raises(
+        ValueError, match=r"val_fraction=0.1 needs two training images of each digit; use val_fraction=0"
+    ):
+        data.setup()
+
+
+def test_one_image_of_each_digit_trains_without_a_hold_out(one_of_each, trainer):
+    data = ThreeSevenDataModule(source="torchvision", data_dir=str(one_of_each), val_fraction=0)
+    run = trainer()
+    run.fit(LitThreeSeven(), data)
+    assert run.global_step == 3
+
+
+def test_images_of_other_digits_than_the_network_s_are_refused(trainer, small_mnist):
+    model = LitThreeSeven()
+    start = model.W.clone()
+    data = ThreeSevenDataModule(digits=(1, 8), source="torchvision", data_dir=small_mnist)
+    with pytest.raises(ValueError, match=r"digits=\(1, 8\), and the network digits=\(3, 7\); make them the same"):
+        trainer().fit(model, data)
+    assert torch.equal(model.W, start)
+
+
+def test_digits_in_the_other_order_are_other_digits(trainer):
+    with pytest.raises(ValueError, match=r"digits=\(7, 3\), and the network digits=\(3, 7\)"):
+        trainer().test(LitThreeSeven(), ThreeSevenDataModule(digits=(7, 3)))

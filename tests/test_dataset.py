@@ -1,14 +1,15 @@
 import shutil
-import subprocess
-import sys
+import socketserver
+import threading
+from pathlib import Path
 
 import pytest
 import torch
+from processes import CONTEXT
 from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
-from lit_threeseven.dataset import flatten, load, prepare, raw_folder
-from lit_threeseven.errors import UserError
+from lit_threeseven.dataset import load, prepare, raw_folder
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,6 @@ def test_test_set_has_1010_threes_and_1028_sevens():
     assert images.shape == (2038, 28, 28)
     assert (y == 1).sum() == 1010
     assert (y == 0).sum() == 1028
-
-
-def test_flattened_training_set_is_scaled_to_the_unit_interval(training_set):
-    images, _ = training_set
-    x = flatten(images)
-    assert x.shape == (12396, 784)
-    assert x.dtype == torch.float32
-    assert x.min() == 0
-    assert x.max() == 1
-    assert torch.equal(x[5], images[5].reshape(784).to(torch.float32) / 255)
 
 
 def test_labels_are_one_column_of_ones_and_zeros(training_set):
@@ -101,7 +92,7 @@ HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 def test_a_damaged_file_is_named_with_its_damage(copied_mnist, name, damage, reason):
     path = raw_folder(copied_mnist) / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=reason) as error:
+    with pytest.raises(RuntimeError, match=reason) as error:
         load("torchvision", copied_mnist, (3, 7), train=name.startswith("train"))
     assert str(path) in str(error.value)
     assert "Delete" in str(error.value)
@@ -116,12 +107,12 @@ def test_a_bundle_that_was_tampered_with_is_refused(tmp_path, monkeypatch):
     content[1000] ^= 1
     path.write_bytes(content)
     load("bundled", "", (3, 7), train=True)
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte .*SHA-256 sum differs. Reinstall"):
+    with pytest.raises(RuntimeError, match=r"t10k-images-idx3-ubyte .*SHA-256 sum differs. Reinstall"):
         load("bundled", "", (3, 7), train=False)
 
 
 def test_a_root_without_one_of_the_digits_is_refused():
-    with pytest.raises(UserError, match="holds no image of the digit 1"):
+    with pytest.raises(RuntimeError, match="has no image of the digit 1"):
         load("torchvision", dataset.BUNDLED_ROOT, (3, 1), train=True)
 
 
@@ -145,7 +136,7 @@ def test_archives_put_there_by_hand_need_no_network(mirror, no_network, tmp_path
 
 
 def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(no_network, tmp_path):
-    with pytest.raises(UserError, match="could not be put into") as error:
+    with pytest.raises(RuntimeError, match="could not be downloaded to") as error:
         prepare("torchvision", tmp_path / "new" / "data")
     for part in (str(raw_folder(tmp_path / "new" / "data")), *dataset.FILES, "bundled"):
         assert part in str(error.value)
@@ -155,19 +146,60 @@ def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(
 def test_a_mirror_that_serves_a_page_leaves_nothing_behind(mirror, tmp_path):
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(HTML)
     (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match="could not be put into"):
+    with pytest.raises(RuntimeError, match="could not be downloaded to"):
         prepare("torchvision", tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_a_mirror_that_does_not_speak_http_leaves_a_sentence_and_nothing_else(tmp_path, monkeypatch):
+    class Garbage(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"\x00\xff\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_address[1]}/"])
+        with pytest.raises(RuntimeError, match=r"could not be downloaded to \S+ \(.+\)\. Put its four files") as error:
+            prepare("torchvision", tmp_path / "data")
+        server.shutdown()
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(ConnectionResetError(), "ConnectionResetError"), (OSError("a\nb\n"), "b")]
+)
+def test_a_failed_download_is_reported_in_a_sentence(tmp_path, monkeypatch, error, reason):
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MNIST, "download", fail)
+    with pytest.raises(RuntimeError, match=rf"could not be downloaded to \S+ \({reason}\)\. Put"):
+        prepare("torchvision", tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder(small_mnist, mirror, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    prepare("torchvision", "~/mnist")
+    assert load("torchvision", "~/mnist", (3, 7), train=False)[0].shape == (20, 28, 28)
+    assert (tmp_path / "mnist").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
+def prepare_and_load(mirrors: list[str], resources: list[tuple[str, str]], root: Path) -> None:
+    MNIST.mirrors, MNIST.resources = mirrors, resources
+    prepare("torchvision", root)
+    assert len(load("torchvision", root, (3, 7), train=True)[0]) == 60
+
+
 def test_processes_that_prepare_one_folder_at_once_do_each_other_no_harm(mirror, tmp_path):
-    program = f"""
-from torchvision.datasets import MNIST
-MNIST.mirrors, MNIST.resources = {MNIST.mirrors!r}, {MNIST.resources!r}
-from lit_threeseven.dataset import load, prepare
-prepare("torchvision", "data")
-assert len(load("torchvision", "data", (3, 7), train=True)[0]) == 60
-"""
-    processes = [subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    arguments = (MNIST.mirrors, MNIST.resources, tmp_path / "data")
+    processes = [CONTEXT.Process(target=prepare_and_load, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert {path.name for path in raw_folder(tmp_path / "data").iterdir()} == set(dataset.FILES)

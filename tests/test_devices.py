@@ -57,8 +57,15 @@ def on_one_device(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "processes"),
+    [
+        ("one batch", 2),
+        ("batches that don't divide", 3),
+        *(pytest.param("one batch", processes, marks=pytest.mark.slow) for processes in (3, 4)),
+        *(pytest.param("batches that don't divide", processes, marks=pytest.mark.slow) for processes in (2, 4)),
+    ],
+)
 def test_several_processes_end_where_one_does(on_one_device, tmp_path, recipe, processes):
     job = Job(tmp_path, *RECIPES[recipe], "--trainer.log_every_n_steps", "4", processes=processes).run()
     one = on_one_device(recipe)
@@ -96,7 +103,8 @@ def test_three_processes_train_on_two_rows(tmp_path):
     assert torch.tensor(predictions(tmp_path / "three")) == pytest.approx(torch.tensor(predictions(tmp_path / "one")))
 
 
-def test_a_plain_trainer_of_one_s_own_shares_exactly(tmp_path):
+@pytest.mark.slow
+def test_your_own_plain_trainer_shares_exactly(tmp_path):
     program = textwrap.dedent("""
         import sys
         import lightning as L
@@ -131,6 +139,7 @@ def torchrun(*options: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *options, str(SCRIPTS / "train.py")]
 
 
+@pytest.mark.slow
 def test_two_torchrun_nodes_end_where_one_process_does(on_one_device, tmp_path):
     port = str(free_port())
     recipe = [*RECIPES["one batch"], "--trainer.log_every_n_steps", "4", "--trainer.accelerator", "cpu"]

@@ -1,14 +1,12 @@
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import binary_auroc
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.dataset import flatten
-from lit_threeseven.errors import UserError
-from lit_threeseven.functional import mean_squared_error
+from lit_threeseven.pixels import flatten
 
 
 class Losses(Callback):
@@ -117,34 +115,60 @@ def test_article_s_recipe_has_the_losses_of_a_plain_loop(trainer, epochs):
 
 def test_losses_do_not_depend_on_how_pixels_are_stored(trainer):
     losses = {}
-    for pixels in ("dense", "sparse"):
+    for pixels in ("dense", "auto"):
         torch.manual_seed(0)
         record = Losses()
         trainer(max_epochs=50, callbacks=[record]).fit(LitThreeSeven(), ThreeSevenDataModule(pixels=pixels))
         losses[pixels] = record.losses
-    assert losses["sparse"] == pytest.approx(losses["dense"], abs=1e-5)
+    assert losses["auto"] == pytest.approx(losses["dense"], abs=1e-5)
+
+
+def gradient_descent(x, y, steps, clip=None):
+    """W and b of a new LitThreeSeven after gradient descent by hand; each step takes a list of slices of rows."""
+    torch.manual_seed(0)
+    model = LitThreeSeven().to(x.dtype)
+    for slices in steps:
+        model.zero_grad()
+        for rows in slices:
+            (((torch.sigmoid(x[rows] @ model.W + model.b) - y[rows]) ** 2).mean() / len(slices)).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= parameter.grad
+    return model.state_dict()
 
 
 @pytest.mark.parametrize(
-    "options", [{"accumulate_grad_batches": 3}, {"gradient_clip_val": 0.01}, {"precision": "64-true"}]
+    ("options", "together", "clip", "dtype"),
+    [
+        ({"accumulate_grad_batches": 2}, 2, None, torch.float32),
+        ({"gradient_clip_val": 0.01}, 1, 0.01, torch.float32),
+        ({"precision": "64-true"}, 1, None, torch.float64),
+    ],
 )
-def test_trainer_s_options_do_what_they_do_to_a_derived_gradient(trainer, options):
-    class Derived(LitThreeSeven):
-        """The same network, with its gradient derived."""
+def test_trainer_s_options_do_to_the_step_what_they_always_do(trainer, options, together, clip, dtype):
+    data = ThreeSevenDataModule(val_fraction=0)
+    data.setup("fit")
+    x, y = flatten(data.train.images)[:4000], data.train.y[:4000]
+    slices = [slice(start, start + 1000) for start in range(0, 4000, 1000)]
+    expected = gradient_descent(
+        x.to(dtype), y.to(dtype), [slices[i : i + together] for i in range(0, 4, together)], clip
+    )
+    torch.manual_seed(0)
+    model = LitThreeSeven()
+    trainer(max_epochs=1, **options).fit(model, DataLoader(TensorDataset(x, y), batch_size=1000))
+    torch.testing.assert_close(model.state_dict(), expected)
 
-        def training_step(self, batch, batch_idx):
-            x, y, rows = batch
-            return mean_squared_error(self(x), y, rows)
 
-        def backward(self, loss):
-            loss.backward()
-
-    models = []
-    for kind in (LitThreeSeven, Derived):
-        torch.manual_seed(0)
-        models.append(kind())
-        trainer(max_epochs=1, **options).fit(models[-1], ThreeSevenDataModule(batch_size=1000))
-    torch.testing.assert_close(models[0].state_dict(), models[1].state_dict())
+@pytest.mark.parametrize("scaled", [True, False])
+def test_lower_precision_learns_too_with_and_without_a_gradient_scaler(trainer, scaled):
+    record = Losses()
+    options = {"precision": "bf16-mixed"}
+    if scaled:
+        options = {"plugins": [MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))]}
+    trainer(max_epochs=20, callbacks=[record], **options).fit(LitThreeSeven(), ThreeSevenDataModule())
+    assert record.losses[-1] < 0.5 * record.losses[0]
 
 
 def test_nothing_is_logged_where_the_trainer_is_to_log_nothing(trainer):
@@ -154,12 +178,31 @@ def test_nothing_is_logged_where_the_trainer_is_to_log_nothing(trainer):
     assert not run.callback_metrics
 
 
-def test_a_gradient_scaler_is_refused(trainer):
-    precision = MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(
-        UserError, match=r"precision=16-mixed scales the loss .* choose precision 32-true or bf16-mixed"
-    ):
-        trainer(plugins=[precision]).fit(LitThreeSeven(), ThreeSevenDataModule())
+@pytest.mark.parametrize(("watcher", "metric"), [(EarlyStopping, "train/loss"), (ModelCheckpoint, "train/accuracy")])
+def test_a_callback_that_watches_a_training_metric_finds_it_after_every_step(trainer, watcher, metric):
+    record = Losses()
+    run = trainer(callbacks=[watcher(monitor=metric), record], log_every_n_steps=50, enable_checkpointing=True)
+    run.fit(LitThreeSeven(), ThreeSevenDataModule())
+    assert len(set(record.losses)) == 3
+    assert {"train/loss", "train/accuracy"} <= run.callback_metrics.keys()
+
+
+def test_a_scheduler_that_watches_a_training_metric_finds_it_after_every_step(trainer):
+    class Scheduled(LitThreeSeven):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train/loss"}}
+
+    record = Losses()
+    trainer(callbacks=[record], log_every_n_steps=50).fit(Scheduled(), ThreeSevenDataModule())
+    assert len(set(record.losses)) == 3
+
+
+def test_training_stops_early_when_its_own_loss_stays(trainer):
+    run = trainer(max_epochs=50, callbacks=[EarlyStopping("train/loss", patience=2, min_delta=1.0)])
+    run.fit(LitThreeSeven(), ThreeSevenDataModule())
+    assert run.current_epoch == 3
 
 
 def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
@@ -186,7 +229,7 @@ def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
 
 
 @pytest.mark.parametrize("shape", [(784,), (28, 28)])
-def test_a_dataloader_of_one_s_own_trains_too(trainer, shape):
+def test_your_own_dataloader_trains_too(trainer, shape):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     x = flatten(data.train.images).reshape(-1, *shape)
@@ -210,25 +253,57 @@ def test_hyper_parameters_come_back_from_a_checkpoint(trainer, tmp_path):
     assert torch.equal(loaded.W, model.W)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(trainer):
+def test_a_non_finite_loss_stops_the_run(trainer):
     model = LitThreeSeven(lr=0.25, init_std=3e38)
-    with pytest.raises(UserError, match=r"non-finite within \d+ steps at learning rate 0.25"):
+    with pytest.raises(FloatingPointError, match=r"non-finite within \d+ steps at learning rate 0.25"):
         trainer(max_epochs=20, log_every_n_steps=5).fit(model, ThreeSevenDataModule(val_fraction=0))
     assert model.trainer.global_step < 10
 
 
-def test_weights_that_are_no_numbers_are_not_saved(trainer, tmp_path):
+def test_non_finite_weights_are_not_saved(trainer, tmp_path):
     model = LitThreeSeven(init_std=3e38)
     fit = trainer(max_epochs=1)
-    with pytest.raises(UserError, match="non-finite"):
+    with pytest.raises(FloatingPointError, match="non-finite"):
         fit.fit(model, ThreeSevenDataModule(val_fraction=0))
-    with pytest.raises(UserError, match="non-finite"):
+    with pytest.raises(FloatingPointError, match="non-finite"):
         fit.save_checkpoint(tmp_path / "model.ckpt")
     assert not (tmp_path / "model.ckpt").exists()
 
 
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_a_model_that_was_only_tested_can_be_saved(trainer, tmp_path, stage):
+    model, run = LitThreeSeven(), trainer()
+    getattr(run, stage)(model, ThreeSevenDataModule())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = LitThreeSeven.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert torch.equal(loaded.W, model.W)
+
+
+def test_a_run_of_limited_steps_resumes_as_if_it_had_never_stopped(trainer, tmp_path):
+    def run(checkpoint=None, **options):
+        torch.manual_seed(0)
+        model = LitThreeSeven()
+        fit = trainer(max_epochs=-1, max_steps=12, limit_train_batches=5, limit_val_batches=1, **options)
+        fit.fit(model, ThreeSevenDataModule(batch_size=1000), ckpt_path=checkpoint, weights_only=True)
+        assert fit.global_step == 12
+        return model.W
+
+    every_step = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    expected = run(callbacks=[every_step], enable_checkpointing=True)
+    checkpoints = list(tmp_path.glob("*.ckpt"))  # within epochs, and at the end of each
+    assert len(checkpoints) == 12
+    for checkpoint in checkpoints:
+        assert torch.equal(run(checkpoint), expected)
+
+
 @pytest.mark.parametrize("name", ["lr", "init_std"])
-@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), 1e300])
-def test_arguments_out_of_range_are_told_in_a_sentence(name, value):
-    with pytest.raises(UserError, match=f"{name} must be a finite float32 above 0, such as .*, got"):
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), 1e300, 1e-60])
+def test_arguments_out_of_range_are_refused_in_a_sentence(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a finite float32 above 0, such as .*, got"):
         LitThreeSeven(**{name: value})
+
+
+@pytest.mark.parametrize("digits", [(3, 3), (3,), (3, 10)])
+def test_digits_that_are_not_two_are_refused_in_a_sentence(digits):
+    with pytest.raises(ValueError, match=r"digits must be two different digits from 0 to 9, such as \(3, 7\), got"):
+        LitThreeSeven(digits=digits)

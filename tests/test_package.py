@@ -3,6 +3,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -24,6 +26,7 @@ print(*sorted(name for name in set(sys.modules) - before if not name.startswith(
     assert python(program, tmp_path).split() == []
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_data_and_trains_when_installed_elsewhere(tmp_path):
     build = [
         sys.executable,
@@ -47,17 +50,17 @@ import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 import lit_threeseven
 assert lit_threeseven.__file__.startswith({str(tmp_path)!r})
-from lit_threeseven.cli import main
+from lit_threeseven.run.cli import main
 main(["--trainer.max_epochs", "2"])
 """
     assert "2,038 to test" in python(program, tmp_path)
 
 
+@pytest.mark.slow
 def test_console_command_is_the_train_script():
-    command = Path(sys.executable).with_name("lit-threeseven")
-    expected = subprocess.run(
-        [sys.executable, PROJECT / "scripts" / "train.py", "--help"], capture_output=True, text=True
-    )
-    given = subprocess.run([command, "--help"], capture_output=True, text=True)
-    assert given.returncode == expected.returncode == 0
-    assert given.stdout == expected.stdout.replace("train.py", "lit-threeseven")
+    script = [sys.executable, str(PROJECT / "scripts" / "train.py"), "--help"]
+    command = [str(Path(sys.executable).with_name("lit-threeseven")), "--help"]
+    programs = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for program in (script, command)]
+    expected, given = (program.communicate(timeout=120)[0] for program in programs)
+    assert [program.returncode for program in programs] == [0, 0]
+    assert given == expected.replace("train.py", "lit-threeseven")

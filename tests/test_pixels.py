@@ -1,10 +1,14 @@
+import copy
+
 import pytest
 import torch
 
-from lit_threeseven.dataset import flatten, load
-from lit_threeseven.pixels import SparsePixels, sparse_obstacle, store
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.dataset import load
+from lit_threeseven.pixels import SparsePixels, flatten, scale
 
-CPU = torch.device("cpu")
+needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="sparse products need MKL")
+STORES = [flatten, pytest.param(SparsePixels, marks=needs_mkl)]
 
 
 @pytest.fixture(scope="module")
@@ -12,33 +16,60 @@ def images():
     return load("bundled", "", (3, 7), train=False)[0]
 
 
-@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_flattened_images_are_rows_of_pixels_in_the_unit_interval(images):
+    x = flatten(images)
+    assert x.shape == (2038, 784)
+    assert x.dtype == torch.float32
+    assert x.min() == 0
+    assert x.max() == 1
+    assert torch.equal(x[5], images[5].reshape(784).to(torch.float32) / 255)
+    assert torch.equal(flatten(images.flatten(1)), x)
+
+
+def test_one_image_can_be_scaled_by_itself(images):
+    assert torch.equal(scale(images[5]), flatten(images)[5].reshape(28, 28))
+
+
+@pytest.mark.parametrize("function", [flatten, scale])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_flattening_and_scaling_leave_the_caller_s_tensor_as_it_was(function, dtype):
+    pixels = torch.full((2, 784), 255, dtype=dtype)
+    assert (function(pixels) == 1).all()
+    assert (pixels == 255).all()
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("columns", [1, 5])
 @pytest.mark.parametrize("rows", [0, 1, 2038])
-def test_products_are_those_of_the_flattened_images(images, layout, rows):
-    x, expected = store(images[:rows], layout), flatten(images[:rows])
-    W, s = torch.randn(784, 1), torch.randn(rows, 1)
+def test_products_and_their_gradients_are_those_of_the_flattened_images(images, store, rows, columns):
+    x, expected = store(images[:rows]), flatten(images[:rows]).double()
+    W = torch.randn(784, columns, requires_grad=True)
+    factor = torch.randn(rows, columns)
+    product = x.flatten(1) @ W
+    (product * factor).sum().backward()
     assert len(x) == rows
-    torch.testing.assert_close(x.flatten(1) @ W, expected @ W, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(x.T @ s, expected.T @ s, rtol=1e-4, atol=1e-4)
-    some = torch.arange(rows).flip(0)[:3]
-    assert torch.equal(x[some], expected[some])
+    assert product.shape == (rows, columns)
+    torch.testing.assert_close(product.double(), expected @ W.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(W.grad.double(), expected.t() @ factor.double(), rtol=1e-4, atol=1e-4)
 
 
-def test_sparse_pixels_take_less_memory_than_dense_ones(images):
-    x = store(images, "sparse")
-    assert isinstance(x, SparsePixels)
-    assert x.nbytes < 0.85 * flatten(images).nbytes
+@pytest.mark.parametrize("store", STORES)
+def test_some_rows_are_those_of_the_flattened_images(images, store):
+    rows = torch.tensor([2037, 3, 0])
+    assert torch.equal(store(images)[rows], flatten(images)[rows])
 
 
-def test_dense_pixels_of_a_full_batch_lie_column_by_column(images):
-    assert store(images, "dense").stride() == (1, 2038)
+@pytest.mark.parametrize("pixels", ["dense", pytest.param("sparse", marks=needs_mkl)])
+def test_a_full_batch_can_be_copied_deeply(trainer, pixels):
+    class Keeps(ThreeSevenDataModule):
+        def train_dataloader(self):
+            self.loader = super().train_dataloader()
+            return self.loader
 
-
-def test_sparse_pixels_need_a_cpu_a_full_batch_float32_and_mkl(monkeypatch):
-    assert "mini-batches" in sparse_obstacle(CPU, full_batch=False)
-    assert "cuda:1" in sparse_obstacle(torch.device("cuda:1"), full_batch=True)
-    assert "bf16-mixed" in sparse_obstacle(CPU, full_batch=True, precision="bf16-mixed")
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert sparse_obstacle(CPU, full_batch=True) is None
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert "without MKL" in sparse_obstacle(CPU, full_batch=True)
+    data, model = Keeps(pixels=pixels), LitThreeSeven()
+    trainer(max_epochs=1).fit(model, data)
+    batch = next(iter(data.loader))
+    assert isinstance(batch.x, SparsePixels) == (pixels == "sparse")
+    x, y = copy.deepcopy(batch)
+    assert torch.equal(model(x), model(batch.x))
+    assert torch.equal(y, batch.y)

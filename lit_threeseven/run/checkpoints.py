@@ -1,0 +1,250 @@
+"""What a run resumes from: its folder, and checkpoints that are kept up to date, and written whole or not at all."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
+
+from lit_threeseven.run.options import UserError
+
+# What a run can't be resumed without, and what a checkpoint may say of itself.
+RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
+RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
+NOTED = {"hyper_parameters": dict, "datamodule_hyper_parameters": dict, "recipe": dict, "optimizer": str}
+
+
+class Stopped(SystemExit):
+    """A signal stopped the training, after everything needed to resume it was saved to the file `checkpoint`."""
+
+    def __init__(self, signum: int, epochs: int, checkpoint: str) -> None:
+        names: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+        self.what = f"Stopped by {names.get(signum, 'a signal')} after {count(epochs)}; all of it is saved."
+        self.checkpoint, self.exit_code = checkpoint, 128 + (signum or signal.SIGTERM)
+        super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".')
+
+
+def count(epochs: int) -> str:
+    """A number of epochs in words."""
+    return f"{epochs:,} epoch" + "s" * (epochs != 1)
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, and move it there in one step when it is complete; raises OSError.
+
+    Lightning itself writes to the system's temporary folder first; from there a file may have to be copied, and a crash
+    may leave half a copy. It is a plugin: ``Trainer(plugins=[WholeCheckpointIO()])``.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()  # torch.save into a file on a full disk does not say what was wrong
+        torch.save(checkpoint, content)
+        write_whole(Path(path), content.getbuffer())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its place, and move it there when it is on the disk; after an OSError the old one stays."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the state with the lowest validation loss in `best.ckpt`; without `dirpath` Lightning chooses its folder.
+
+    A resumed run finds its best checkpoint in a folder that was moved or copied; in a new folder it looks for one anew.
+    """
+
+    def __init__(self, dirpath: Path | None = None) -> None:
+        super().__init__(dirpath, "best", "val/loss", save_on_train_epoch_end=False, enable_version_counter=False)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = str(Path(str(self.dirpath), "best.ckpt"))
+        if state_dict["best_model_path"] and Path(best).is_file():
+            here = {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
+            super().load_state_dict(state_dict | here | {"best_k_models": {best: state_dict["best_model_score"]}})
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep the newest state in `last.ckpt`; on Ctrl-C or SIGTERM finish the epoch, save, and raise `Stopped`.
+
+    The state is that of the end of an epoch, validation included, and the curves up to there are on disk before it is
+    written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several processes
+    it is enough that one of them gets the signal. A second signal has its usual effect.
+
+    Args:
+        every_n_epochs: Epochs from one saving to the next.
+        dirpath: Folder of `last.ckpt`; None is Lightning's choice.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[LastCheckpoint(every_n_epochs=10)], plugins=[WholeCheckpointIO()])
+    """
+
+    def __init__(self, every_n_epochs: int = 1, dirpath: Path | None = None) -> None:
+        super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.period = every_n_epochs
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Ignore the saved state: the run's folder decides."""
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals from Lightning, which stops at once on one and mid-epoch on the other."""
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if it is time to or the run is to stop."""
+        stop = bool(self._signal)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or (trainer.current_epoch + 1) % self.period == 0:
+            for logger in trainer.loggers:
+                logger.save()
+            super().on_train_epoch_end(trainer, pl_module)
+        if stop:
+            raise Stopped(self._signal, trainer.current_epoch + 1, self.best_model_path)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._restore_handlers()
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._signal = signum
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+
+def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -> tuple[Path | None, str]:
+    """The folder of the run called `name`, and the checkpoint to resume or use: a file, or "" for a run that begins.
+
+    `ckpt_path` is a file, or "best" or "last" of that run or of the newest one in the folder `logs` that has saved any.
+    """
+    run, fitting = None, subcommand == "fit"
+    if name is not None:
+        if not re.fullmatch(r"\w[\w.+=@-]*", name):
+            raise UserError(f"--run takes the name of a folder in {logs}, such as first-try, got {name!r}.")
+        if ckpt_path and (fitting or ckpt_path not in ("best", "last")):
+            raise UserError("--run and --ckpt_path both say what to resume or use; give one of them.")
+        run = logs / name
+        ckpt_path = str(run / "checkpoints" / f"{ckpt_path or ('last' if fitting else 'best')}.ckpt")
+        if fitting and not Path(ckpt_path).exists():
+            return run, ""
+    elif ckpt_path in ("best", "last"):
+        saved = {path.parent.parent for path in logs.glob("version_*/checkpoints/*.ckpt")}
+        numbers = [int(path.name[8:]) for path in saved if path.name[8:].isdigit()]
+        if not numbers:
+            raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
+        ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
+    elif not ckpt_path and not fitting:
+        raise UserError(
+            f"{subcommand} needs a trained network: give --run NAME, or --ckpt_path with a file, best or last."
+        )
+    if ckpt_path and not Path(ckpt_path).is_file():
+        raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
+    return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""
+
+
+def read(path: str, resume: bool) -> dict[str, Any]:
+    """Read a checkpoint, to resume it or for its weights, without running any code that the file may contain."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        [weight.shape for weight in checkpoint["state_dict"].values()]
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        why = type(error).__name__
+        raise UserError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
+    if resume and "optimizer_states" not in checkpoint:
+        raise UserError(f"{path} contains only weights; training can't resume from it.")
+    for name, kind in (RESUMED | NOTED).items():
+        if not isinstance(checkpoint.get(name, None if resume and name in RESUMED else kind()), kind):
+            raise UserError(f"{path} is damaged: its entry {name} is not a {kind.__name__}.")
+    return checkpoint
+
+
+def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted: dict[str, Any]) -> None:
+    """Refuse a checkpoint without finite weights of this network, or made with another recipe than is `wanted`.
+
+    What a checkpoint doesn't say of itself is not compared: that of your own Trainer says the arguments of model and
+    data, and the optimizer's name, only.
+    """
+    found = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if found != expected:
+        raise UserError(f"{path} holds another model: {found} instead of {expected}.")
+    for name, weight in checkpoint["state_dict"].items():
+        if weight.layout != torch.strided or not weight.is_floating_point() or not weight.isfinite().all():
+            raise UserError(f"{path} holds a {name} that is not made of finite numbers.")
+    made_with = {"optimizer": checkpoint.get("optimizer", wanted.get("optimizer"))}
+    for part, entry in (("model.", "hyper_parameters"), ("data.", "datamodule_hyper_parameters"), ("", "recipe")):
+        made_with |= {part + name: value for name, value in checkpoint.get(entry, {}).items()}
+    differing = [
+        f"{name} {made_with[name]} instead of {value}"
+        for name, value in wanted.items()
+        if name in made_with and made_with[name] not in (value, tuple(value) if isinstance(value, list) else value)
+    ]
+    if differing:
+        raise UserError(f"{path} was made with {', '.join(differing)}; give the same settings, or another checkpoint.")
+
+
+@contextmanager
+def working_in(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; if the work fails before it saves a checkpoint, undo it."""
+    created = [folder for folder in (run, *run.parents) if not folder.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    there, settings = set(run.iterdir()), {path: path.read_bytes() for path in run.glob("*.yaml")}
+    saved = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}
+    lock = FileLock(run / ".lock")  # the system releases it when this process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"Another process is training in {run}; wait for it, or choose another --run.") from error
+    try:
+        yield
+    except BaseException:
+        if saved == {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}:
+            for path in set(run.iterdir()) - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path, content in settings.items():
+                path.write_bytes(content)
+            for folder in created:
+                with suppress(OSError):  # not empty: another run is there
+                    folder.rmdir()
+        raise
+    finally:
+        lock.release()

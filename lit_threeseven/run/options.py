@@ -1,0 +1,186 @@
+"""What the user gives: options that are refused or filled in, and errors and warnings as sentences."""
+
+import errno
+import logging
+import os
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+
+# Options that decide where a training ends, beside those of model, optimizer and scheduler.
+DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
+DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
+DECIDING += ["trainer.overfit_batches"]
+
+# What the system says of a full or damaged disk.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+# Code that looks at its arguments only when it is used.
+LATE = ("torch.optim", "lightning.pytorch.callbacks", "lightning.pytorch.cli")
+
+# The parser's words for a type, and a person's.
+WORDS = {
+    r"<class 'int'>": "a whole number",
+    r"<class 'float'>": "a number",
+    r"<class 'bool'>": "true or false",
+    r"<class 'NoneType'>": "null",
+    r"<class 'str'>": "text",
+    r"dot import path string.*": "the name of a class",
+    r"typing\.Literal\[(.*)\]": r"\1",
+    r"tuple with (\d+) elements": r"a list of \1",
+}
+
+
+class UserError(Exception):
+    """Something the user can fix; the message is a sentence that says what was given and what to do."""
+
+
+def check_files(args: Iterable[str]) -> None:
+    """Refuse files that are not YAML, whose aliases would multiply beyond measure, or with a number for a section."""
+    for path in map(Path, filter(os.path.isfile, (arg.partition("=")[2] or arg for arg in args))):
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            continue
+        try:
+            text = path.read_text("utf-8")
+            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:
+                raise UserError(f"{path} has more than 20 YAML aliases; write the values out.")
+            content = yaml.safe_load(text)
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is not a YAML file in UTF-8 ({error}).") from error
+        for section in ("model", "data", "trainer"):
+            if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
+                raise UserError(f"{path}: {section} has options of its own, got {content[section]}.")
+
+
+def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
+    """Refuse options that can't work; fill in paths, how often to validate, and the optimizer's learning rate."""
+    trainer, optimizer = options.trainer, options.get("optimizer")
+    for group, name in ((trainer, "default_root_dir"), (options.data, "data_dir"), (options, "ckpt_path")):
+        if group[name]:
+            if "://" in group[name]:
+                raise UserError(f"{name} must be on a disk of this machine, got {group[name]}.")
+            group[name] = os.path.expandvars(Path(group[name]).expanduser())
+    some = ["max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"]
+    for name in (*some, *(f"limit_{part}_batches" for part in work)):
+        if trainer[name] == 0:
+            raise UserError(f"--trainer.{name} 0 leaves nothing to do; leave it out, or give more.")
+    if type(trainer.val_check_interval) is not int:  # which is steps, over epochs if need be
+        trainer.check_val_every_n_epoch = check_every(trainer)
+    if re.match("ddp_(spawn|fork|notebook)", str(trainer.strategy)):
+        raise UserError(f"--trainer.strategy {trainer.strategy} is for notebooks; use ddp.")
+    if options.get("lr_scheduler") and not optimizer:
+        raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
+    if optimizer and "lr" in optimizer.init_args:
+        lr = optimizer.init_args.lr = optimizer.init_args.lr if lr_given else options.model.lr
+        if not isinstance(lr, int | float) or not 0 < torch.tensor(lr, dtype=torch.float32) < float("inf"):
+            raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
+
+
+def check_every(trainer: Namespace) -> int:
+    """Epochs from one saved checkpoint to the next: a whole fit has at most 20 unless the user says otherwise."""
+    return trainer.check_val_every_n_epoch or max(1, -(-(trainer.max_epochs or 0) // 20))
+
+
+def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
+    """What decides where a training ends: a run can't be resumed with anything else."""
+    settings = {name: options[name] for name in DECIDING}
+    settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
+    if "train" in vars(data):
+        settings["checksum of the training images"] = zlib.crc32(data.train.images.numpy().tobytes())
+    plain = model.configure_optimizers
+    used = options.get("optimizer") or Namespace(class_path=type(plain()).__name__, init_args=plain().defaults)
+    for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
+        settings[kind] = chosen and chosen.class_path.split(".")[-1]
+        settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
+    kept = int | float | str | list | None  # a checkpoint is read without running code: no classes in it
+    return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
+
+
+def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | None:
+    """The sentence for an error that is the user's to fix; None for one that is ours.
+
+    Whatever fails before the work has begun is about what was given. So are arguments that are looked at later, a
+    diverging loss, a disk, and other processes.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError | FloatingPointError):
+        return text
+    if isinstance(error, ArgumentError):
+        return f"{argument_sentence(str(error))} (`lit-threeseven fit --help` explains every option)"
+    lost = isinstance(error, RuntimeError) and re.search("gloo|nccl", text, re.IGNORECASE)
+    if isinstance(error, distributed.DistError) or lost:
+        return (
+            "The processes of this run lost contact, or not all of them started "
+            f"({text.partition('. This is typically')[0][:200]}). If none of them says why, start all nodes with the "
+            "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first."
+        )
+    if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
+        return (
+            f"{error.filename or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
+            "others with --trainer.default_root_dir (logs and checkpoints) and --data.data_dir (MNIST). Everything "
+            "saved before is whole."
+        )
+    late = where_raised(error).startswith(LATE)
+    if began and not late and not isinstance(error, MisconfigurationException):
+        return None
+    if not isinstance(error, ValueError | RuntimeError | MisconfigurationException) or not text:
+        reason = f"{type(error).__name__}: {text}"
+        return (
+            f"{ckpt_path} can't be used here, or {given} is wrong ({reason})." if ckpt_path else f"{reason} ({given})"
+        )
+    ours = r'\b(source|data_dir|digits|batch_size|val_fraction|pixels)="?([^\s"]*)"?'  # as our own messages name them
+    reason = re.sub(ours, r"--data.\1 \2", text)
+    names = re.findall(r"--(?:\w+\.)*(\w+)", given)
+    return reason if re.search(rf"\b({'|'.join(names)})\b", reason) else f"{reason.rstrip('.')} (given: {given})"
+
+
+def where_raised(error: Exception) -> str:
+    """The module that raised an error."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals["__name__"] if traceback else ""
+
+
+def argument_sentence(message: str) -> str:
+    """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
+    key = re.search(r'Parser key "(.+?)":', message)
+    value = re.search(r"(?:Given|Got) value: (.*)", message)
+    expected = []
+    for kind in re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE):
+        pattern = next((pattern for pattern in WORDS if re.fullmatch(pattern, kind)), None)
+        expected.append(re.sub(pattern, WORDS[pattern], kind) if pattern else kind)
+    if not (key and value and expected):
+        return re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
+    return f"--{key[1]} must be {' or '.join(dict.fromkeys(expected))}, got {value[1]}"
+
+
+def silence_libraries() -> None:
+    """Leave out what nobody at the terminal can do anything about, and put other warnings in a line each."""
+    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
+    # TensorBoard's writer: what stops it is raised in the main thread too
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "LeafSpec.*is deprecated",
+        "smaller than the logging interval",  # a full batch is one batch per epoch
+        "configure_optimizers` will be overridden",  # by --optimizer, as asked for
+        "callbacks used to create the checkpoint need to be provided",  # not to test or predict
+        "across ranks is zero",  # val_fraction=0
+        "was called before the ``update`` method",  # a process without a share
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")

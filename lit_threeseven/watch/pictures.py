@@ -1,0 +1,216 @@
+"""`TensorBoardPictures`: the recipe, the weights and the images of a run, in TensorBoard."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from matplotlib.figure import Figure
+from torch import Tensor, distributed
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from typing_extensions import override
+
+from lit_threeseven.module import LitThreeSeven
+from lit_threeseven.watch import figures
+
+GRID = 12  # images in a grid
+
+
+class TensorBoardPictures(L.Callback):
+    """Show in TensorBoard how `LitThreeSeven`, or a subclass, thinks; of any other module only the recipe.
+
+    - At the start the recipe, as text and in the HPARAMS tab, the graph, and a grid of training images.
+    - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
+    - Of the last validation, and of those after 10, 100, … epochs if time allows: the images with the highest loss,
+      the confusion matrix, ROC and precision-recall curves. Without validation data, the same of training images
+      after 1, 10, 100, … and `max_epochs` epochs.
+    - At a test the confusion matrix, ROC and precision-recall curves.
+
+    Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails there is one warning,
+    and no more of its kind; all others, and the training, continue.
+
+    Args:
+        time_fraction: Fraction of the training time, 0 to 1, above which optional pictures are left out.
+
+    Attributes:
+        seconds: Time that drawing has taken so far.
+    """
+
+    def __init__(self, time_fraction: float = 0.02) -> None:
+        super().__init__()
+        self.time_fraction, self.seconds = time_fraction, 0.0
+        self._failed: set[str] = set()  # kinds of pictures
+        self._collected: list[tuple[Tensor, Tensor]] = []  # see `_collect`
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start, self._collected = time.monotonic(), []
+        self._weights_step = trainer.global_step  # of the last weights that were drawn
+        self._next_validation = next_power_of_ten(max(trainer.current_epoch, 1))  # to draw, in epochs
+        if trainer.enable_validation:
+            # Lightning would load it at the first validation, and until then nobody knows whether there is any.
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        self._validates = trainer.enable_validation and any(trainer.num_val_batches)
+        self._write(trainer, "recipe", write_recipe, trainer)
+        if trainer.global_step == 0:
+            self._write(trainer, "graph", write_graph, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epochs = trainer.current_epoch + 1
+        if epochs not in (trainer.max_epochs, next_power_of_ten(trainer.current_epoch)):
+            return
+        if trainer.current_epoch == batch_idx == 0:
+            self._figure(trainer, "train/examples", 0, examples, pl_module, batch)
+        if not self._validates:
+            with torch.no_grad():
+                self._try(trainer, "rows", lambda: self._collect(trainer, pl_module(batch[0]), batch, batch_idx))
+        if trainer.is_last_batch:
+            self._weights_step = trainer.global_step
+            self._write(trainer, "W", write_weights, pl_module, epochs)
+            if not self._validates:
+                self._draw_collected(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step > self._weights_step:
+            self._write(trainer, "W", write_weights, pl_module, trainer.current_epoch)
+        self._draw_collected(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **_: Any) -> None:
+        self._try(trainer, "rows", self._collect, trainer, *args)
+
+    on_test_batch_end = on_validation_batch_end
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and epochs >= self._next_validation:
+            in_time = self.seconds <= self.time_fraction * (time.monotonic() - self._start)
+            if trainer.strategy.broadcast(in_time):
+                self._next_validation = next_power_of_ten(epochs)
+                self._draw_collected(trainer, pl_module)
+
+    def _collect(self, trainer: L.Trainer, probability: Any, batch: Any, *indices: int) -> None:
+        """Keep probability and label of all rows, ``(n, 2)``, and with the pixels of the hardest, ``(m, 786)``."""
+        if not any(indices):  # begin anew: any validation may be the last one
+            self._collected = []
+            self._stage = "train" if trainer.training else "test" if trainer.testing else "val"
+        self._step = trainer.global_step - (not trainer.testing)
+        x, y, *_ = batch
+        if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
+            rows = torch.cat([probability, y], dim=1).float()
+            hardest = hardest_first(rows)
+            self._collected.append((rows.cpu(), torch.cat([rows[hardest], x[hardest].flatten(1)], dim=1).cpu()))
+
+    def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the rows of all processes; each of them must call it, even if it has none."""
+        shares, self._collected = [self._collected] * trainer.world_size, []
+        if trainer.world_size > 1:
+            distributed.all_gather_object(shares, shares[0])
+        collected = [part for share in shares for part in share]
+        if not collected:
+            return
+        rows, hardest = (torch.cat(parts) for parts in zip(*collected, strict=True))
+        probability, y, stage, step = rows[:, :1], rows[:, 1:], self._stage, self._step
+        if stage != "test":
+            self._figure(trainer, f"{stage}/hardest", step, hardest_images, pl_module, hardest)
+        for kind in get_args(figures.Kind):
+            self._figure(trainer, f"{stage}/{kind}", step, figures.quality, kind, probability, y, pl_module.digits)
+        self._write(trainer, "pr_curve", SummaryWriter.add_pr_curve, stage, y, probability, step)
+
+    on_test_epoch_end = _draw_collected
+
+    def _figure(self, trainer: L.Trainer, tag: str, step: int, draw: Callable[..., Figure], *args: Any) -> None:
+        self._write(trainer, tag.split("/")[1], lambda writer: writer.add_figure(tag, draw(*args), step))
+
+    def _write(self, trainer: L.Trainer, kind: str, write: Callable[..., None], *args: Any) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                self._try(trainer, kind, write, logger.experiment, *args)
+
+    def _try(self, trainer: L.Trainer, kind: str, work: Callable[..., None], *args: Any) -> None:
+        if kind in self._failed or not (kind == "recipe" or isinstance(trainer.lightning_module, LitThreeSeven)):
+            return
+        start = time.monotonic()
+        try:
+            work(*args)
+        except OSError:  # of a full disk, which the curves would meet next
+            raise
+        except Exception as error:
+            self._failed.add(kind)
+            rank_zero_warn(f"TensorBoard gets no more pictures of the kind {kind!r}, which failed with {error!r}.")
+        self.seconds += time.monotonic() - start
+
+
+def next_power_of_ten(epochs: int) -> int:
+    """The lowest of 1, 10, 100, … above a number of epochs."""
+    power = 1
+    while power <= epochs:
+        power *= 10
+    return power
+
+
+def hardest_first(rows: Tensor) -> Tensor:
+    """Which rows, ``(N, 2)`` or wider with probability and label in front, have the highest loss: at most `GRID`."""
+    return (rows[:, 0] - rows[:, 1]).abs().topk(min(GRID, len(rows))).indices
+
+
+def examples(module: LitThreeSeven, batch: Any) -> Figure:
+    """Draw the first images of a batch with their digits."""
+    x, y, *_ = batch
+    rows = torch.arange(min(GRID, len(y)), device=y.device)
+    captions = [str(module.digits[int(label == 0)]) for label in y[rows]]
+    return figures.images(x[rows], captions, "The first training images")
+
+
+def hardest_images(module: LitThreeSeven, rows: Tensor) -> Figure:
+    """Draw the hardest of some rows, ``(N, 786)`` with probability, label and pixels."""
+    rows = rows[hardest_first(rows)]
+    captions = [f"is a {module.digits[int(y == 0)]}\nsays {said:.2f}" for said, y in rows[:, :2].tolist()]
+    return figures.images(rows[:, 2:], captions, f"The highest losses, and the probability of a {module.digits[0]}")
+
+
+def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> None:
+    """Write `W` as a picture and as a histogram, and a histogram of its gradient."""
+    step = module.global_step - 1
+    if module.W.isfinite().all():
+        writer.add_histogram("W/weights", module.W.float(), step)
+        if module.W.grad is not None:
+            writer.add_histogram("W/gradient", module.W.grad.float(), step)
+        writer.add_figure("W/picture", figures.weights(module.W, module.digits, f"W after epoch {epochs:,}"), step)
+
+
+def write_graph(writer: SummaryWriter, module: LitThreeSeven) -> None:
+    """Write the graph of the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that tracing is deprecated, which is TensorBoard's writer's concern
+        writer.add_graph(module, module.example_input_array)
+
+
+def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
+    """Write what decides the result of a run: as a table of text, and into the HPARAMS tab beside the metrics."""
+    recipe = {**trainer.lightning_module.hparams, **getattr(getattr(trainer, "datamodule", None), "hparams", {})}
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    recipe |= {"max_epochs": trainer.max_epochs, "devices": trainer.world_size, "seed_everything": seed}
+    for optimizer in trainer.optimizers[:1]:
+        group = optimizer.param_groups[0]
+        recipe["lr"] = float(group.get("initial_lr", group["lr"]))  # a scheduler changes "lr" and keeps the initial one
+        recipe["optimizer"] = type(optimizer).__name__
+    for name in ("data_dir", "pixels", "_instantiator"):  # which decide nothing
+        recipe.pop(name, None)
+    recipe = {name: value if isinstance(value, int | float) else str(value) for name, value in recipe.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
+    writer.add_text("recipe", f"| | |\n|---|---|\n{rows}", 0)
+    compared = {f"{stage}/{name}": 0.0 for stage in ("val", "test") for name in ("loss", "accuracy", "auroc")}
+    for summary in hparams(recipe, compared):
+        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # it is set by now

@@ -1,0 +1,306 @@
+"""The parts by themselves: the data with any network, the network with any data, with and without Lightning."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import networks
+import pytest
+import torch
+from networks import BATCH_SIZES, NETWORKS, Stranger, by_hand, cnn, fabric_loop, fit, linear, tensor_loader, trained
+from processes import free_port
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.batches import Batches
+from lit_threeseven.functional import mean_squared_error
+
+PROJECT = Path(__file__).parents[1]
+PROCESSES = 3
+ROWS = 11157  # of the training part
+TRAINER_EXAMPLE, LOOP_EXAMPLE, DATA_EXAMPLE = range(3)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a program that starts processes prints; they end with it."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=pipe, stderr=pipe, text=True)
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.terminate()
+    # torch's gloo threads now and then abort a process at its very end, when all is done and printed
+    assert process.returncode == 0 or "terminate called without an active exception" in errors, errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def on_three_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What networks.py found, by rank."""
+    folder = tmp_path_factory.mktemp("three")
+    run([networks.__file__, str(PROCESSES), "results.pt"], folder)
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same weights within 3e-6 of the largest: far less than a gradient that is slightly off would leave."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (found[name] - weight).abs().max() <= 3e-6 * weight.abs().max()
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_subclass_trains_with_the_gradient_of_its_own_loss(network, batch_size):
+    assert_close(trained(network, batch_size), by_hand(network, batch_size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_subclass_trains_with_the_gradient_of_its_own_loss_on_three_processes(
+    on_three_processes, network, batch_size
+):
+    expected = by_hand(network, batch_size, PROCESSES)
+    for results in on_three_processes:
+        assert_close(results[f"{network.__name__} {batch_size}"], expected)
+
+
+def test_a_frozen_parameter_stays_where_it_started():
+    torch.manual_seed(0)
+    start = networks.FrozenBias()
+    end = trained(networks.FrozenBias, None)
+    assert torch.equal(end["b"], start.b)
+    assert not torch.equal(end["W"], start.W)
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("stranger", [linear, cnn])
+def test_any_network_trains_on_the_data(stranger, batch_size):
+    model = stranger()
+    fit(model, ThreeSevenDataModule(batch_size=batch_size), max_epochs=5)
+    assert model.rows == 5 * ROWS
+    assert model.losses[-1] < model.losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+@pytest.mark.parametrize("stranger", [linear, cnn])
+def test_any_network_trains_on_the_data_on_three_processes(on_three_processes, stranger, batch_size):
+    shares = [results[f"{stranger.__name__} {batch_size}"] for results in on_three_processes]
+    assert sum(share["rows"] for share in shares) == 2 * ROWS
+    assert all(share["losses"][-1] < share["losses"][0] for share in shares)
+
+
+def test_a_plain_loop_trains_on_the_data_without_a_trainer_and_without_setup():
+    model = nn.Linear(784, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = ThreeSevenDataModule(batch_size=64)
+    rows = 0
+    for x, y in data.train_dataloader():
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(x), y).backward()
+        optimizer.step()
+        rows += len(y)
+    assert rows == ROWS
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        right = sum(((model(x) > 0) == y).sum().item() for x, y in loader)
+        assert right > 0.95 * sum(len(y) for _, y in loader)
+
+
+def fabric_by_hand() -> Tensor:
+    """What `fabric_loop` computes, without Fabric."""
+    torch.manual_seed(0)
+    model = nn.Linear(784, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = ThreeSevenDataModule(batch_size=1000).train_dataloader()
+    for _ in range(2):
+        for x, y in loader:
+            optimizer.zero_grad()
+            mean_squared_error(torch.sigmoid(model(x)), y).backward()
+            optimizer.step()
+    return model.weight.detach()
+
+
+def test_fabric_takes_the_loaders():
+    results = fabric_loop()
+    assert results["rows"] == 2 * ROWS
+    torch.testing.assert_close(results["weight"], fabric_by_hand())
+
+
+@pytest.mark.slow
+def test_fabric_takes_the_loaders_on_three_processes(on_three_processes):
+    shares = [results["fabric"] for results in on_three_processes]
+    assert sum(share["rows"] for share in shares) == 2 * ROWS
+    torch.testing.assert_close(shares[0]["weight"], fabric_by_hand())
+
+
+def tensors_by_hand(batches: list[list[int]]) -> dict[str, Tensor]:
+    """LitThreeSeven after gradient descent on these rows of `tensor_loader`, one list a step."""
+    torch.manual_seed(0)
+    model = LitThreeSeven()
+    x, y = tensor_loader().dataset.tensors
+    for rows in batches:
+        model.zero_grad()
+        ((model(x[rows]) - y[rows]) ** 2).mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= parameter.grad
+    return model.state_dict()
+
+
+TWO_EPOCHS = [list(range(i, i + 500)) for i in range(0, 3000, 500)] * 2
+
+
+def test_the_network_trains_on_a_plain_dataloader():
+    torch.manual_seed(0)
+    model = LitThreeSeven()
+    fit(model, tensor_loader())
+    assert_close(model.state_dict(), tensors_by_hand(TWO_EPOCHS))
+
+
+@pytest.mark.slow
+def test_processes_with_the_same_batches_end_where_one_does(on_three_processes):
+    expected = tensors_by_hand(TWO_EPOCHS)
+    for results in on_three_processes:
+        assert_close(results["tensors False"], expected)
+
+
+@pytest.mark.slow
+def test_lightning_s_distributed_sampler_shares_a_plain_dataloader(on_three_processes):
+    dataset = tensor_loader().dataset
+    batches = []
+    for epoch in range(2):
+        samplers = [DistributedSampler(dataset, PROCESSES, rank, seed=0) for rank in range(PROCESSES)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        orders = [list(sampler) for sampler in samplers]
+        batches += [[row for order in orders for row in order[i : i + 500]] for i in range(0, 1000, 500)]
+    expected = tensors_by_hand(batches)
+    for results in on_three_processes:
+        assert_close(results["tensors True"], expected)
+
+
+def first_batches(loader: Batches, passes: int) -> list[Tensor]:
+    return [next(iter(loader)).x for _ in range(passes)]
+
+
+def test_each_pass_over_a_loader_is_an_epoch_with_an_order_of_its_own():
+    data = ThreeSevenDataModule(batch_size=64)
+    first, second = first_batches(data.train_dataloader(), 2)
+    again = first_batches(data.train_dataloader(), 2)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+
+
+def test_set_epoch_chooses_the_order_of_an_epoch():
+    loader = ThreeSevenDataModule(batch_size=64).train_dataloader()
+    epochs = first_batches(loader, 3)
+    for epoch in (2, 0, 1):
+        loader.sampler.set_epoch(epoch)
+        assert torch.equal(first_batches(loader, 1)[0], epochs[epoch])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, PROCESSES])
+def test_overfitting_holds_two_batches_and_learns_them_by_heart(on_three_processes, devices):
+    if devices == 1:
+        model = linear()
+        fit(model, ThreeSevenDataModule(batch_size=64), overfit_batches=2, max_epochs=60)
+        results = [{"losses": model.losses, "batches": len(set(model.seen))}]
+    else:
+        results = [results["overfit"] for results in on_three_processes]
+    assert [result["batches"] for result in results] == [2] * devices
+
+    data = ThreeSevenDataModule(batch_size=64)
+    data.setup("fit")
+    tensors = TensorDataset(data.train.images[:128].flatten(1) / 255, data.train.y[:128])
+    plain = linear()
+    fit(plain, DataLoader(tensors, batch_size=64), max_epochs=60)
+    last = [sum(result["losses"][i] for result in results) / devices for i in (-2, -1)]
+    assert last == pytest.approx(plain.losses[-2:], rel=0.1)
+    assert max(last) < 0.25 * plain.losses[0]
+
+
+@pytest.mark.slow
+def test_a_loader_handed_to_predict_gives_every_process_all_predictions(on_three_processes):
+    loader = ThreeSevenDataModule(batch_size=500).predict_dataloader()
+    alone = L.Trainer(**networks.QUIET).predict(LitThreeSeven(), loader)
+    assert sum(len(batch["digit"]) for batch in alone) == 2038
+    assert [results["predictions"] for results in on_three_processes] == [2038] * PROCESSES
+
+
+def test_sparse_pixels_go_only_to_a_module_that_asks_for_them_itself(trainer):
+    class Records(LitThreeSeven):
+        """Inherits from a class that asks."""
+
+        def forward(self, x: Any) -> Tensor:
+            self.kinds = {*getattr(self, "kinds", ()), isinstance(x, Tensor)}
+            return super().forward(x)
+
+    class Asks(Records):
+        takes_sparse_pixels = True
+
+    class StrangerThatAsks(Stranger):
+        takes_sparse_pixels = True
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.kinds = {isinstance(batch.x, Tensor)}
+            return (batch.x @ self.network[0].weight.t()).square().mean()
+
+    sparse = torch.backends.mkl.is_available()
+    for model, tensors in ((Records(), True), (Asks(), not sparse), (StrangerThatAsks(nn.Linear(784, 1)), not sparse)):
+        trainer(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0).fit(model, ThreeSevenDataModule())
+        assert model.kinds == {tensors}
+
+
+@pytest.mark.parametrize("network", [Stranger, networks.OwnForward])
+def test_sparse_pixels_for_another_network_are_refused_in_a_sentence(trainer, network):
+    model = network() if network is networks.OwnForward else network(nn.Linear(784, 1))
+    with pytest.raises(ValueError, match=r'a module that takes_sparse_pixels; use pixels="auto"'):
+        trainer().fit(model, ThreeSevenDataModule(pixels="sparse"))
+
+
+def test_sparse_pixels_without_a_trainer_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match=r'a module that takes_sparse_pixels; use pixels="auto"'):
+        ThreeSevenDataModule(pixels="sparse").train_dataloader()
+
+
+def test_the_data_set_of_a_loader_is_an_ordinary_one():
+    shares = ThreeSevenDataModule(batch_size=64).train_dataloader().dataset
+    assert isinstance(shares, Dataset)
+    assert len(shares) == 175
+    assert torch.equal(shares[3].x, shares[3].x)
+    assert shares[174].y.shape == (ROWS - 174 * 64, 1)
+
+
+def example(number: int) -> str:
+    """A block of the README's section "Parts on their own"."""
+    section = (PROJECT / "README.md").read_text().split("## Parts on their own")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[number]
+
+
+def accuracies(output: str) -> list[float]:
+    return [float(number) for number in re.findall(r"accuracy\W+([01]\.\d+)", output)]
+
+
+@pytest.mark.parametrize("number", [TRAINER_EXAMPLE, LOOP_EXAMPLE, DATA_EXAMPLE])
+def test_readme_s_examples_run(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(example(number), {"__name__": "__main__"})
+    (accuracy,) = accuracies(capsys.readouterr().out)
+    assert accuracy > 0.97
+
+
+@pytest.mark.parametrize("number", [pytest.param(TRAINER_EXAMPLE, marks=pytest.mark.slow), LOOP_EXAMPLE])
+def test_readme_s_examples_run_unchanged_on_two_processes(number, tmp_path):
+    (tmp_path / "example.py").write_text(example(number))
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    found = accuracies(run([*command, "example.py"], tmp_path))
+    assert len(found) == (1 if number == TRAINER_EXAMPLE else 2)
+    assert min(found) > 0.97
