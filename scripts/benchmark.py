@@ -56,8 +56,8 @@ TARGETS = {
 }
 QUICK_SLACK = 1.6
 
-# Above IN_CACHE the article's loop gets its pixels from a large cache: from memory it reaches about 0.4, since it computes
-# as well. Sparse pixels save reading from memory, so the targets that compare with that loop are then only shown.
+# Above IN_CACHE the article's loop gets its pixels from a large cache: from memory it reaches about 0.4, since it also
+# computes. Sparse pixels save reading from memory, so the targets that compare with that loop are then only shown.
 FROM_CACHE = "article's loop: its speed of reading / that of memory"
 IN_CACHE = 0.7
 
