@@ -164,7 +164,8 @@ def argument_sentence(message: str) -> str:
         expected.append(re.sub(pattern, WORDS[pattern], kind) if pattern else kind)
     if not (key and value and expected):
         return re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
-    return f"--{key[1]} must be {' or '.join(dict.fromkeys(expected))}, got {value[1]}"
+    choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
+    return f"--{key[1]} must be {' or '.join(choices)}, got {value[1]}"
 
 
 def silence_libraries() -> None:
