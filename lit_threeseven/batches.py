@@ -80,7 +80,7 @@ class Shares(Dataset[Batch]):
     ) -> None:
         self.images, self.y = images, y
         self.batch_size = min(batch_size or len(y), len(y))
-        self.shuffle, self.seed, self.sparse = shuffle, seed, sparse
+        self.shuffle, self.seed, self.sparse = shuffle and len(self) > 1, seed, sparse
         self.rank, self.world_size = rank, world_size
         self._full: Batch | None = None  # a full batch is made once
         self.set_epoch(0)
@@ -88,7 +88,7 @@ class Shares(Dataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Put the rows in the order of an epoch."""
         order = torch.arange(len(self.y))
-        if self.shuffle and len(self) > 1:
+        if self.shuffle:
             # torch's own generator keeps 32 bits of its seed, too few for two numbers
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.y)))
         self._batches = order.to(self.y.device).split(self.batch_size)

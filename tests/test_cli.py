@@ -465,6 +465,15 @@ def test_a_mistake_at_the_terminal_has_no_traceback(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_python_s_development_mode_shows_the_traceback_behind_a_sentence(tmp_path):
+    command = [sys.executable, "-X", "dev", "-m", "lit_threeseven", "--model.lr", "0"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ValueError: lr must be a finite float32 above 0" in result.stderr
+
+
 def test_an_error_that_is_not_the_user_s_keeps_its_traceback(cli, monkeypatch):
     def fails(*args):
         raise ZeroDivisionError
