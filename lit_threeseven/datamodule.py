@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_threeseven import dataset
 from lit_threeseven.batches import Batches, Shares
-from lit_threeseven.dataset import BUNDLED_DIGITS, Source, check_digits
+from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Source = "bundled",
+        source: Literal["bundled", "torchvision"] = "bundled",
         data_dir: str | None = None,
         digits: tuple[int, int] = (3, 7),
         batch_size: int | None = None,
@@ -81,8 +81,8 @@ class ThreeSevenDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         digits, data_dir = check_digits(digits), data_dir and str(data_dir)
-        if source not in get_args(Source):
-            raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}.")
+        if source not in ("bundled", "torchvision"):
+            raise ValueError(f"source must be bundled or torchvision, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):
             raise ValueError(
                 f"The bundled data holds the digits {BUNDLED_DIGITS}, got digits={digits}; all ten digits are in MNIST "
@@ -99,8 +99,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed must be from 0 to 2147483647, got {seed}.")
         self.save_hyperparameters()
-        self.source, self.data_dir, self.digits, self.seed = source, data_dir or "data", digits, seed
-        self.batch_size, self.val_fraction, self.pixels = batch_size, val_fraction, pixels
+        self.root = dataset.BUNDLED_ROOT if source == "bundled" else data_dir or "data"
+        self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
+        self.seed, self.pixels = seed, pixels
 
     # There is no `prepare_data`: around it Lightning waits for other processes without a time limit.
 
@@ -113,16 +114,16 @@ class ThreeSevenDataModule(L.LightningDataModule):
             RuntimeError: If a file is missing or damaged.
             ValueError: If there are too few images of a digit to hold one out.
         """
-        if self.trainer is None or self.trainer.local_rank == 0:
-            dataset.prepare(self.source, self.data_dir)
+        if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
+            dataset.download(self.root)
         if self.trainer:
             self.trainer.strategy.barrier()
         if stage in ("fit", "validate", None) and "train" not in vars(self):
-            images, y = dataset.load(self.source, self.data_dir, self.digits, train=True)
+            images, y = dataset.load(self.root, self.digits, train=True)
             parts = stratified_split(y, self.val_fraction, self.seed)
             self.train, self.val = (Split(images[rows], y[rows]) for rows in parts)
         if stage in ("test", "predict", None) and "test" not in vars(self):
-            self.test = Split(*dataset.load(self.source, self.data_dir, self.digits, train=False))
+            self.test = Split(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
         """The training images, shuffled anew each epoch unless they are one batch.

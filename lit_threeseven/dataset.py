@@ -1,25 +1,20 @@
 """Threes and sevens as tensors: find MNIST's files, check them, read them, keep two digits, label.
 
-Two sources, one reader. ``bundled`` is a torchvision MNIST root with nothing but the threes and the sevens in it,
-shipped inside this package; ``torchvision`` is a full MNIST root, downloaded if absent.
+Data is in a folder that torchvision calls an MNIST root: `BUNDLED_ROOT`, which is shipped inside this package and has
+nothing but the threes and the sevens in it, or a full one.
 """
 
 import hashlib
-import os
 import shutil
 import socket
-import struct
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
-
-Source = Literal["bundled", "torchvision"]
 
 BUNDLED_ROOT = Path(__file__).parent / "bundled"
 BUNDLED_DIGITS = (3, 7)
@@ -47,26 +42,11 @@ def raw_folder(root: str | Path) -> Path:
     return Path(root).expanduser() / "MNIST" / "raw"
 
 
-def prepare(source: Source, data_dir: str | Path) -> None:
-    """Make sure that the data is there, downloading MNIST if it is absent.
-
-    A download is complete and checked before any of it appears in ``data_dir``, so several processes may prepare the
-    same folder at once, and an interrupted download leaves no partial file. The arguments are those of `load`.
-
-    Raises:
-        RuntimeError: If the files can't be downloaded, or arrive damaged.
-    """
-    raw = raw_folder(data_dir)
-    if source == "torchvision" and not all((raw / name).exists() for name in FILES):
-        _download(raw)
-
-
-def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor, Tensor]:
+def load(root: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor, Tensor]:
     """Read the images of two digits, in MNIST's own order.
 
     Args:
-        source: ``"bundled"`` or ``"torchvision"``.
-        data_dir: The torchvision MNIST root; unused for the bundled data.
+        root: Folder that holds ``MNIST/raw`` with MNIST's four files.
         digits: Two digits, 0 to 9. The first gets label 1, the second label 0.
         train: True for the training set, False for the test set.
 
@@ -76,7 +56,6 @@ def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: b
     Raises:
         RuntimeError: If a file is missing or damaged, or there is no image of one of the digits.
     """
-    root = BUNDLED_ROOT if source == "bundled" else data_dir
     images, targets = read(root, train)
     for digit in digits:
         if not (targets == digit).any():
@@ -86,11 +65,7 @@ def load(source: Source, data_dir: str | Path, digits: tuple[int, int], train: b
 
 
 def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Read one part of an MNIST root, after checking that its files are whole.
-
-    Args:
-        root: Folder that holds ``MNIST/raw`` with MNIST's four files.
-        train: True for the training set, False for the test set.
+    """Read one part of an MNIST root, after checking that its files are whole; the arguments are those of `load`.
 
     Returns:
         Images ``(N, 28, 28)`` uint8, 0 to 255, and the digits that they show, ``(N,)`` int64, 0 to 9.
@@ -98,51 +73,39 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the shipped one.
     """
-    raw = raw_folder(root)
-    part = "train" if train else "t10k"
-    image_file, label_file = raw / f"{part}-images-idx3-ubyte", raw / f"{part}-labels-idx1-ubyte"
-    for path in (image_file, label_file):
-        if reason := _damage(path):
-            remedy = 'Delete it to download MNIST again, or use source="bundled".'
-            if Path(root) == BUNDLED_ROOT:
-                remedy = "Reinstall lit_threeseven."
-            raise RuntimeError(f"{path} is not the MNIST file it should be: {reason}. {remedy}")
-    images, targets = read_image_file(str(image_file)), read_label_file(str(label_file))
-    if len(images) != len(targets) or targets.max() > 9:
+    part, bundled = "train" if train else "t10k", Path(root) == BUNDLED_ROOT
+    image_file, label_file = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    remedy = "Reinstall lit_threeseven." if bundled else 'Delete it to download MNIST again, or use source="bundled".'
+    contents = []
+    for name, reader in ((image_file, read_image_file), (label_file, read_label_file)):
+        path = raw_folder(root) / name
+        try:
+            if bundled and hashlib.sha256(path.read_bytes()).hexdigest() != FILES[name]:
+                raise ValueError("its SHA-256 sum differs")
+            contents.append(reader(str(path)))
+        except Exception as error:  # torchvision raises whatever the damage leads to
+            raise RuntimeError(f"{path} is not the MNIST file it should be ({error!r}). {remedy}") from error
+    images, targets = contents
+    if images.shape[1:] != (28, 28) or len(images) != len(targets) or targets.max() > 9:
         raise RuntimeError(
-            f"{label_file} does not belong to {image_file.name}: it holds {len(targets)} labels up to {targets.max()}, "
-            f"expected {len(images)} from 0 to 9. Delete both to download MNIST again."
+            f"{path} has {len(targets)} labels up to {targets.max()}, {image_file} the shape {tuple(images.shape)}; "
+            f"expected 28 × 28 pixels and a label from 0 to 9 for each image. {remedy}"
         )
     return images, targets
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with an IDX file (format: https://github.com/cvdfoundation/mnist), or None."""
-    if not path.is_file():
-        return "it is missing"
-    sides = [28, 28] if "images" in path.name else []
-    magic = 0x0800 + 1 + len(sides)  # unsigned bytes, and the number of dimensions
-    header_format = f">{2 + len(sides)}I"
-    header_size = struct.calcsize(header_format)
-    with path.open("rb") as file:
-        header = file.read(header_size)
-        if len(header) < header_size:
-            return f"it ends after {len(header)} bytes"
-        found_magic, rows, *found_sides = struct.unpack(header_format, header)
-        if (found_magic, found_sides) != (magic, sides) or rows == 0:
-            return f"it begins with {header!r} instead of the header of an IDX file"
-        expected = header_size + rows * (784 if sides else 1)
-        if (size := os.fstat(file.fileno()).st_size) != expected:
-            return f"it holds {size} bytes where its header announces {expected}"
-        if path.is_relative_to(BUNDLED_ROOT):
-            file.seek(0)
-            if hashlib.sha256(file.read()).hexdigest() != FILES[path.name]:
-                return "its SHA-256 sum differs"
-    return None
+def download(root: str | Path) -> None:
+    """Make sure that all of MNIST is there, downloading it with torchvision if it is absent.
 
+    A download is complete and checked before any of it appears in ``root``, so several processes may prepare the same
+    folder at once, and an interrupted download leaves no partial file.
 
-def _download(raw: Path) -> None:
-    """Fetch MNIST with torchvision into a folder beside its place, then move the four files there."""
+    Raises:
+        RuntimeError: If the files can't be downloaded, or arrive damaged.
+    """
+    raw = raw_folder(root)
+    if all((raw / name).exists() for name in FILES):
+        return
     created = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.dataset import load
+from lit_threeseven.dataset import BUNDLED_ROOT, load
 from lit_threeseven.functional import mean_squared_error, sigmoid
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.pixels import flatten
@@ -75,8 +75,8 @@ def draw_numbers(image: torch.Tensor, title: str) -> Figure:
 # The threes and sevens of MNIST, in its own order: bytes, 28 rows by 28 columns, 0 for paper and 255 for ink.
 
 # %%
-images, labels = load("bundled", "", digits=(3, 7), train=True)
-test_images, test_labels = load("bundled", "", digits=(3, 7), train=False)
+images, labels = load(BUNDLED_ROOT, digits=(3, 7), train=True)
+test_images, test_labels = load(BUNDLED_ROOT, digits=(3, 7), train=False)
 threes, sevens = images[labels.squeeze(1) == 1], images[labels.squeeze(1) == 0]
 print(f"threes {tuple(threes.shape)}, sevens {tuple(sevens.shape)}, {images.dtype}, {images.min()} to {images.max()}")
 print(f"for the test {int(test_labels.sum()):,} threes and {int((1 - test_labels).sum()):,} sevens")

@@ -74,7 +74,7 @@ def test_full_mnist_serves_any_two_digits(small_mnist):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"source": "disk"}, "source must be one of bundled, torchvision, got 'disk'"),
+        ({"source": "disk"}, "source must be bundled or torchvision, got 'disk'"),
         ({"digits": (3, 3)}, r"two different digits from 0 to 9, such as \(3, 7\), got \(3, 3\)"),
         ({"digits": (3, 10)}, r"got \(3, 10\)"),
         ({"digits": (-1, 3)}, r"got \(-1, 3\)"),

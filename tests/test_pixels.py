@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.dataset import load
+from lit_threeseven.dataset import BUNDLED_ROOT, load
 from lit_threeseven.pixels import SparsePixels, flatten, scale
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="sparse products need MKL")
@@ -13,7 +13,7 @@ STORES = [flatten, pytest.param(SparsePixels, marks=needs_mkl)]
 
 @pytest.fixture(scope="module")
 def images():
-    return load("bundled", "", (3, 7), train=False)[0]
+    return load(BUNDLED_ROOT, (3, 7), train=False)[0]
 
 
 def test_flattened_images_are_rows_of_pixels_in_the_unit_interval(images):

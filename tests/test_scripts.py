@@ -87,7 +87,7 @@ def test_article_starts_are_those_of_the_article_s_recipe(script, cli):
         checkpoint = torch.load(f"{seed}/logs/version_0/checkpoints/last.ckpt", weights_only=True)
         model = LitThreeSeven(init_std=1.0)
         model.load_state_dict(checkpoint["state_dict"])
-        images, y = dataset.load("bundled", "", (3, 7), train=True)
+        images, y = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=True)
         loss = ((model(flatten(images)) - y) ** 2).mean().item()
         assert float(losses[seed]) == pytest.approx(loss, abs=2e-4)
 

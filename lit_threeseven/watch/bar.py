@@ -19,20 +19,15 @@ class FitProgressBar(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = True
         self._bar = tqdm(disable=True)
 
     @override
-    def enable(self) -> None:
-        self._enabled = True
-
-    @override
     def disable(self) -> None:
-        self._enabled = False
+        """Nothing to do: only the first process draws."""
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._enabled or not sys.stderr.isatty():
+        if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
         columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that does not tell its size stays empty

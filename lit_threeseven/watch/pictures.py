@@ -1,5 +1,6 @@
 """`TensorBoardPictures`: the recipe, the weights and the images of a run, in TensorBoard."""
 
+import math
 import os
 import time
 import warnings
@@ -27,36 +28,27 @@ class TensorBoardPictures(L.Callback):
 
     - At the start the recipe, as text and in the HPARAMS tab, the graph, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
-    - Of the last validation, and of those after 10, 100, … epochs if time allows: the images with the highest loss,
-      the confusion matrix, ROC and precision-recall curves. Without validation data, the same of training images
-      after 1, 10, 100, … and `max_epochs` epochs.
+    - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
+      precision-recall curves. Without validation data, the same of training images in the last of `max_epochs` epochs.
     - At a test the confusion matrix, ROC and precision-recall curves.
 
     Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails there is one warning,
     and no more of its kind; all others, and the training, continue.
 
-    Args:
-        time_fraction: Fraction of the training time, 0 to 1, above which optional pictures are left out.
-
     Attributes:
         seconds: Time that drawing has taken so far.
     """
 
-    def __init__(self, time_fraction: float = 0.02) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.time_fraction, self.seconds = time_fraction, 0.0
+        self.seconds = 0.0
         self._failed: set[str] = set()  # kinds of pictures
         self._collected: list[tuple[Tensor, Tensor]] = []  # see `_collect`
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start, self._collected = time.monotonic(), []
+        self._stage, self._collected = "", []
         self._weights_step = trainer.global_step  # of the last weights that were drawn
-        self._next_validation = next_power_of_ten(max(trainer.current_epoch, 1))  # to draw, in epochs
-        if trainer.enable_validation:
-            # Lightning would load it at the first validation, and until then nobody knows whether there is any.
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        self._validates = trainer.enable_validation and any(trainer.num_val_batches)
         self._write(trainer, "recipe", write_recipe, trainer)
         if trainer.global_step == 0:
             self._write(trainer, "graph", write_graph, pl_module)
@@ -66,18 +58,15 @@ class TensorBoardPictures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         epochs = trainer.current_epoch + 1
-        if epochs not in (trainer.max_epochs, next_power_of_ten(trainer.current_epoch)):
-            return
+        last = epochs == trainer.max_epochs
         if trainer.current_epoch == batch_idx == 0:
             self._figure(trainer, "train/examples", 0, examples, pl_module, batch)
-        if not self._validates:
+        if last and self._stage in ("", "train"):  # nothing was validated so far
             with torch.no_grad():
                 self._try(trainer, "rows", lambda: self._collect(trainer, pl_module(batch[0]), batch, batch_idx))
-        if trainer.is_last_batch:
+        if trainer.is_last_batch and (last or math.log10(epochs).is_integer()):
             self._weights_step = trainer.global_step
             self._write(trainer, "W", write_weights, pl_module, epochs)
-            if not self._validates:
-                self._draw_collected(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -90,15 +79,6 @@ class TensorBoardPictures(L.Callback):
         self._try(trainer, "rows", self._collect, trainer, *args)
 
     on_test_batch_end = on_validation_batch_end
-
-    @override
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epochs = trainer.current_epoch + 1
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and epochs >= self._next_validation:
-            in_time = self.seconds <= self.time_fraction * (time.monotonic() - self._start)
-            if trainer.strategy.broadcast(in_time):
-                self._next_validation = next_power_of_ten(epochs)
-                self._draw_collected(trainer, pl_module)
 
     def _collect(self, trainer: L.Trainer, probability: Any, batch: Any, *indices: int) -> None:
         """Keep probability and label of all rows, ``(n, 2)``, and with the pixels of the hardest, ``(m, 786)``."""
@@ -150,14 +130,6 @@ class TensorBoardPictures(L.Callback):
             self._failed.add(kind)
             rank_zero_warn(f"TensorBoard gets no more pictures of the kind {kind!r}, which failed with {error!r}.")
         self.seconds += time.monotonic() - start
-
-
-def next_power_of_ten(epochs: int) -> int:
-    """The lowest of 1, 10, 100, … above a number of epochs."""
-    power = 1
-    while power <= epochs:
-        power *= 10
-    return power
 
 
 def hardest_first(rows: Tensor) -> Tensor:
