@@ -1,7 +1,6 @@
 """`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
 
 import warnings
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -9,34 +8,20 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from lit_threeseven import dataset
 from lit_threeseven.batches import Batches, Shares
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
 
 
-@dataclass(eq=False)
-class Split:
-    """A part of the data.
-
-    Attributes:
-        images: ``(N, 28, 28)`` uint8, 0 to 255.
-        y: Labels, ``(N, 1)`` float32: 1 for the first of the two digits, 0 for the second.
-    """
-
-    images: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
 class ThreeSevenDataModule(L.LightningDataModule):
     """MNIST's threes and sevens, filtered, scaled to [0, 1], flattened to 784 columns and labelled.
 
-    After `setup`, `train`, `val` and `test` hold the parts as `Split`s. `val` is taken from MNIST's training set;
-    MNIST's test set is used for testing and predicting only. The loaders work with any network: ``x, y = batch`` gives
-    ``(n, 784)`` pixels and ``(n, 1)`` labels. They also work without a Trainer, and then need no call of `setup`.
+    After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,
+    ``(N, 1)`` float32, 0 or 1. `val` is taken from MNIST's training set; MNIST's test set is used for testing and
+    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels and ``(n, 1)``
+    labels. They also work without a Trainer, and then need no call of `setup`.
 
     Args:
         source: Where the images come from. "bundled": the real threes and sevens that are shipped with this package.
@@ -65,9 +50,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
         (torch.Size([12396, 784]), tensor(0.4946))
     """
 
-    train: Split
-    val: Split
-    test: Split
+    train: TensorDataset
+    val: TensorDataset
+    test: TensorDataset
 
     def __init__(
         self,
@@ -121,9 +106,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
         if stage in ("fit", "validate", None) and "train" not in vars(self):
             images, y = dataset.load(self.root, self.digits, train=True)
             parts = stratified_split(y, self.val_fraction, self.seed)
-            self.train, self.val = (Split(images[rows], y[rows]) for rows in parts)
+            self.train, self.val = (TensorDataset(images[rows], y[rows]) for rows in parts)
         if stage in ("test", "predict", None) and "test" not in vars(self):
-            self.test = Split(*dataset.load(self.root, self.digits, train=False))
+            self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
         """The training images, shuffled anew each epoch unless they are one batch.
@@ -154,7 +139,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
         """MNIST's test images in their own order."""
         return self.test_dataloader()
 
-    def _split(self, name: str, stage: str) -> Split:
+    def _split(self, name: str, stage: str) -> TensorDataset:
         if name not in vars(self):
             self.setup(stage)
         return getattr(self, name)
@@ -176,10 +161,10 @@ class ThreeSevenDataModule(L.LightningDataModule):
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def _batches(self, split: Split, **options: Any) -> Batches:
+    def _batches(self, split: TensorDataset, **options: Any) -> Batches:
         # Lightning advises worker processes, for which these loaders have no work
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-        images, y = split.images.to(self._device), split.y.to(self._device)
+        images, y = (tensor.to(self._device) for tensor in split.tensors)
         return Batches(Shares(images, y, self.batch_size, seed=self.seed, **options))
 
 

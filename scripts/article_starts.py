@@ -27,7 +27,8 @@ def main() -> None:
 
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x, y = flatten(data.train.images), data.train.y
+    images, y = data.train.tensors
+    x = flatten(images)
 
     models = []
     for seed in range(args.starts):

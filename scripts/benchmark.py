@@ -32,13 +32,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.datamodule import Split
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.pixels import SparsePixels, flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
 from lit_threeseven.run.options import silence_libraries
-from lit_threeseven.watch import TensorBoardPictures
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256
@@ -70,10 +68,8 @@ class Tiled(ThreeSevenDataModule):
     def setup(self, stage: str) -> None:
         """Read, then repeat."""
         super().setup(stage)
-        self.train = Split(
-            self.train.images.repeat(self.times, 1, 1),
-            self.train.y.repeat(self.times, 1),
-        )
+        images, y = self.train.tensors
+        self.train = TensorDataset(images.repeat(self.times, 1, 1), y.repeat(self.times, 1))
 
 
 class Usual(L.LightningModule):
@@ -134,8 +130,9 @@ def main_recipe(epochs: int) -> float:
 def drawing(epochs: int) -> float:
     """Seconds that the main job, fit and test, draws pictures for TensorBoard."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        job = ThreeSevenCLI(["--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)])
-    return next(callback for callback in job.trainer.callbacks if isinstance(callback, TensorBoardPictures)).seconds
+        options = ["--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)]
+        profile = ThreeSevenCLI([*options, "--trainer.profiler", "simple"]).trainer.profiler
+    return sum(sum(seconds) for hook, seconds in profile.recorded_durations.items() if "TensorBoardPictures" in hook)
 
 
 def trainer_fit(
@@ -212,7 +209,8 @@ def until_goal(rounds: int) -> dict[str, float]:
     """
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup()
-    test_x, test_y = flatten(data.test.images), data.test.y
+    images, test_y = data.test.tensors
+    test_x = flatten(images)
 
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, model: LitThreeSeven, *args: object) -> None:
@@ -236,7 +234,7 @@ def until_goal(rounds: int) -> dict[str, float]:
     except ImportError:
         print("scikit-learn is not installed, so its row is missing: pip install '.[benchmark]'", file=sys.stderr)
     else:
-        x, y = flatten(data.train.images).numpy(), data.train.y.squeeze(1).numpy()
+        x, y = flatten(data.train.tensors[0]).numpy(), data.train.tensors[1].squeeze(1).numpy()
 
         def regression(iterations: int) -> tuple[float, float]:
             start = time.perf_counter()
@@ -289,9 +287,10 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     data.setup("fit")
     whole = ThreeSevenDataModule(val_fraction=0)
     whole.setup("fit")
-    x, y = flatten(whole.train.images), whole.train.y
+    images, y = whole.train.tensors
+    x = flatten(images)
     store = SparsePixels if torch.backends.mkl.is_available() else flatten
-    stored, stored_y = store(data.train.images), data.train.y
+    stored, stored_y = store(data.train.tensors[0]), data.train.tensors[1]
 
     epochs, few, rounds = (1000, 2, 3) if quick else (2000, 10, 5)
     rows = alternate(

@@ -109,7 +109,7 @@ def by_hand(network: type[LitThreeSeven], batch_size: int | None, processes: int
     model, loss_of = network(), NETWORKS[network]
     data = ThreeSevenDataModule(batch_size=batch_size)
     data.setup("fit")
-    images, y = data.train.images, data.train.y
+    images, y = data.train.tensors
     worlds = [Shares(images, y, batch_size, shuffle=True, rank=rank, world_size=processes) for rank in range(processes)]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1.0) if network is not OwnOptimizer else torch.optim.Adam(trained, lr=0.01)
@@ -177,7 +177,8 @@ def tensor_loader(batch_size: int = 500) -> DataLoader:
     """A plain DataLoader of the first 3,000 training images."""
     data = ThreeSevenDataModule()
     data.setup("fit")
-    return DataLoader(TensorDataset(data.train.images[:3000] / 255, data.train.y[:3000]), batch_size=batch_size)
+    images, y = data.train[:3000]
+    return DataLoader(TensorDataset(images / 255, y), batch_size=batch_size)
 
 
 def fabric_loop(devices: int = 1) -> dict[str, Any]:

@@ -219,7 +219,8 @@ def test_overfitting_holds_two_batches_and_learns_them_by_heart(on_three_process
 
     data = ThreeSevenDataModule(batch_size=64)
     data.setup("fit")
-    tensors = TensorDataset(data.train.images[:128].flatten(1) / 255, data.train.y[:128])
+    images, y = data.train[:128]
+    tensors = TensorDataset(images.flatten(1) / 255, y)
     plain = linear()
     fit(plain, DataLoader(tensors, batch_size=64), max_epochs=60)
     last = [sum(result["losses"][i] for result in results) / devices for i in (-2, -1)]

@@ -270,8 +270,8 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--config", "unknown_section.yaml"], "does not accept option 'modell.lr'"),
         (["--config", "absent.yaml"], "File does not exist: .*absent.yaml"),
         (["--config", "number.yaml"], "number.yaml: model has options of its own, got 3"),
-        (["--config", "latin.yaml"], "latin.yaml is not a YAML file in UTF-8"),
-        (["--config=bomb.yaml"], "bomb.yaml has more than 20 YAML aliases"),
+        (["--config", "latin.yaml"], "latin.yaml is not a plain YAML file in UTF-8"),
+        (["--config=bomb.yaml"], "bomb.yaml is not a plain YAML file in UTF-8 .more than 20 aliases"),
         (["--trainer.default_root_dir", "a_file"], "a_file/logs.* can't be used .*--trainer.default_root_dir"),
         (["--trainer.default_root_dir", "/proc/none"], "/proc/none.* can't be used"),
         (["--trainer.default_root_dir=s3://x/y"], "default_root_dir must be on a disk of this machine, got s3://x/y"),
@@ -394,7 +394,7 @@ def test_a_damaged_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_pa
     code, _, error = cli()
     assert code == 1
     assert re.search(
-        r"train-images-idx3-ubyte is not the MNIST file .*: it is missing. Reinstall lit_threeseven.", error
+        r"train-images-idx3-ubyte is not the MNIST file .*No such file .*Reinstall lit_threeseven.", error
     )
     assert list(cli.folder.iterdir()) == []
 

@@ -22,21 +22,22 @@ def as_rows(images: Tensor) -> set[bytes]:
 
 def test_hold_out_takes_the_same_share_of_both_digits():
     data = setup()
-    assert len(data.train) == len(data.train.y) == 12396 - 1239
-    assert (data.val.y == 1).sum() == round(0.1 * 6131)
-    assert (data.val.y == 0).sum() == round(0.1 * 6265)
+    assert len(data.train) == 12396 - 1239
+    _, y = data.val.tensors
+    assert (y == 1).sum() == round(0.1 * 6131)
+    assert (y == 0).sum() == round(0.1 * 6265)
 
 
 def test_training_and_held_out_images_are_all_of_the_training_set():
     data, whole = setup(), setup(val_fraction=0)
-    assert as_rows(data.train.images) | as_rows(data.val.images) == as_rows(whole.train.images)
-    assert len(data.train.images) + len(data.val.images) == len(whole.train.images) == 12396
+    assert as_rows(data.train.tensors[0]) | as_rows(data.val.tensors[0]) == as_rows(whole.train.tensors[0])
+    assert len(data.train) + len(data.val) == len(whole.train) == 12396
 
 
 def test_hold_out_depends_on_the_seed_alone():
     first, again, other = setup(), setup(), setup(seed=1)
-    assert torch.equal(first.val.images, again.val.images)
-    assert not torch.equal(first.val.images, other.val.images)
+    assert torch.equal(first.val.tensors[0], again.val.tensors[0])
+    assert not torch.equal(first.val.tensors[0], other.val.tensors[0])
 
 
 def test_without_a_hold_out_no_validation_runs():
@@ -47,7 +48,7 @@ def test_without_a_hold_out_no_validation_runs():
 def test_an_extreme_hold_out_leaves_one_image_of_each_digit(val_fraction):
     data = setup(val_fraction=val_fraction)
     for split in (data.train, data.val):
-        assert set(split.y.unique().tolist()) == {0.0, 1.0}
+        assert set(split.tensors[1].unique().tolist()) == {0.0, 1.0}
 
 
 def test_default_is_one_batch_of_the_whole_set():
@@ -61,14 +62,14 @@ def test_mini_batches_are_shuffled_in_training_only():
     data = setup(batch_size=1000)
     assert [len(y) for _, y in data.train_dataloader()] == [1000] * 11 + [157]
     first_trained, first_tested = (next(iter(loader)).x for loader in (data.train_dataloader(), data.test_dataloader()))
-    assert not torch.equal(first_trained[0], data.train.images[0].flatten() / 255)
-    assert torch.equal(first_tested, data.test.images[:1000].flatten(1) / 255)
+    assert not torch.equal(first_trained[0], data.train.tensors[0][0].flatten() / 255)
+    assert torch.equal(first_tested, data.test.tensors[0][:1000].flatten(1) / 255)
 
 
 def test_full_mnist_serves_any_two_digits(small_mnist):
     data = setup(source="torchvision", data_dir=str(small_mnist), digits=(8, 1), val_fraction=0.5)
-    assert len(data.train.y) == len(data.val.y) == 30
-    assert data.test.y.sum() == 10
+    assert len(data.train) == len(data.val) == 30
+    assert data.test.tensors[1].sum() == 10
 
 
 @pytest.mark.parametrize(

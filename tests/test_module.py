@@ -81,7 +81,8 @@ def test_predicted_digits_are_those_of_the_model():
 def test_one_step_is_gradient_descent(trainer):
     model, data = LitThreeSeven(lr=0.7), ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x, y = flatten(data.train.images), data.train.y
+    images, y = data.train.tensors
+    x = flatten(images)
     W, b = (p.detach().double().requires_grad_() for p in (model.W, model.b))
     ((torch.sigmoid(x.double() @ W + b) - y) ** 2).mean().backward()
     trainer(max_epochs=1).fit(model, data)
@@ -94,7 +95,8 @@ def test_article_s_recipe_has_the_losses_of_a_plain_loop(trainer, epochs):
     torch.manual_seed(5)
     model, data = LitThreeSeven(lr=0.001, init_std=1.0), ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x, y = data.train.images.reshape(-1, 784) / 255, data.train.y
+    images, y = data.train.tensors
+    x = images.reshape(-1, 784) / 255
     W, b = model.W.detach().clone().requires_grad_(), model.b.detach().clone().requires_grad_()
     expected = []
     for _ in range(epochs):
@@ -150,7 +152,8 @@ def gradient_descent(x, y, steps, clip=None):
 def test_trainer_s_options_do_to_the_step_what_they_always_do(trainer, options, together, clip, dtype):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x, y = flatten(data.train.images)[:4000], data.train.y[:4000]
+    images, y = data.train[:4000]
+    x = flatten(images)
     slices = [slice(start, start + 1000) for start in range(0, 4000, 1000)]
     expected = gradient_descent(
         x.to(dtype), y.to(dtype), [slices[i : i + together] for i in range(0, 4, together)], clip
@@ -211,7 +214,8 @@ def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
     for stage in ("validate", "test"):
         expected = getattr(trainer(), stage)(model, whole, verbose=False)[0]
         assert getattr(trainer(), stage)(model, pieces, verbose=False)[0] == pytest.approx(expected, rel=1e-5)
-    probability, y = model(flatten(whole.test.images)).detach(), whole.test.y
+    images, y = whole.test.tensors
+    probability = model(flatten(images)).detach()
     assert expected["test/loss"] == pytest.approx(((probability - y) ** 2).mean().item(), rel=1e-5)
     assert expected["test/accuracy"] == pytest.approx(((probability >= 0.5) == (y == 1)).float().mean().item())
     assert expected["test/auroc"] == pytest.approx(binary_auroc(probability, y.int()).item())
@@ -220,7 +224,8 @@ def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
 def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
     model, data = LitThreeSeven(), ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x, y = flatten(data.train.images), data.train.y
+    images, y = data.train.tensors
+    x = flatten(images)
     accuracy = ((model(x) >= 0.5) == (y == 1)).float().mean().item()
     fit = trainer(max_epochs=1)
     fit.fit(model, data)
@@ -232,8 +237,8 @@ def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
 def test_your_own_dataloader_trains_too(trainer, shape):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
-    x = flatten(data.train.images).reshape(-1, *shape)
-    loader = DataLoader(TensorDataset(x, data.train.y), batch_size=len(data.train.y))
+    images, y = data.train.tensors
+    loader = DataLoader(TensorDataset(flatten(images).reshape(-1, *shape), y), batch_size=len(y))
     torch.manual_seed(0)
     model = LitThreeSeven()
     torch.manual_seed(0)

@@ -66,7 +66,7 @@ def test_bundle_check_tells_the_shipped_files_from_others(script, small_mnist):
 def test_bundle_of_a_folder_that_is_no_root_is_refused_in_a_sentence(script, tmp_path):
     code, output = script("build_bundle.py", tmp_path)
     assert code == 1
-    assert "it is missing" in output
+    assert "No such file" in output
 
 
 def test_article_starts_are_those_of_the_article_s_recipe(script, cli):

@@ -63,7 +63,7 @@ def watched(trainer, tmp_path):
     """Make a Trainer of one's own with the callback on it; its run is in tmp_path / "run"."""
 
     def make(*callbacks, **kwargs) -> L.Trainer:
-        logger = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False)
+        logger = TensorBoardLogger(tmp_path, "", "run", log_graph=True, default_hp_metric=False)
         return trainer(logger=logger, callbacks=[TensorBoardPictures(), *callbacks], **kwargs)
 
     return make
@@ -78,7 +78,7 @@ def run(tmp_path_factory) -> tuple[Path, LitThreeSeven]:
         accelerator="cpu",
         max_epochs=23,
         check_val_every_n_epoch=4,
-        logger=TensorBoardLogger(folder, name="", version="run", default_hp_metric=False),
+        logger=TensorBoardLogger(folder, "", "run", log_graph=True, default_hp_metric=False),
         callbacks=[TensorBoardPictures()],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -279,11 +279,12 @@ def test_the_hardest_images_are_those_with_the_highest_loss(watched, monkeypatch
     model, data = LitThreeSeven(), ThreeSevenDataModule(batch_size=500)
     watched(max_epochs=1).fit(model, data)
     x, captions = drawn["The highest losses, and the probability of a 3"]
-    expected = flatten(data.val.images)
+    images, y = data.val.tensors
+    expected = flatten(images)
     probability = model(expected).detach()
-    order = (probability - data.val.y).abs().squeeze(1).argsort(descending=True)[:12]
+    order = (probability - y).abs().squeeze(1).argsort(descending=True)[:12]
     assert torch.equal(x, expected[order])
-    assert captions[0] == f"is a {3 if data.val.y[order[0]] else 7}\nsays {probability[order[0]].item():.2f}"
+    assert captions[0] == f"is a {3 if y[order[0]] else 7}\nsays {probability[order[0]].item():.2f}"
 
 
 def test_only_the_first_process_writes_and_all_rows_are_drawn(cli, tmp_path):

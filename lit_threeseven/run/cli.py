@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -58,6 +59,8 @@ class ThreeSevenCLI(LightningCLI):
                 args=self.command_line,
             )
         except Exception as error:
+            if self.trainer and self.trainer.strategy.launcher:  # its processes may be waiting for this one
+                self.trainer.strategy.launcher.kill(signal.SIGTERM)
             stepped = self.trainer and self.trainer.global_step > self.checkpoint.get("global_step", 0)
             began, given = self.began or bool(stepped), " ".join(self.command_line[1:])
             sentence = options.explain(error, began, given, self.ckpt_path)
@@ -109,10 +112,10 @@ class ThreeSevenCLI(LightningCLI):
         kwargs["logger"] = False if chosen.logger is None else chosen.logger
         if chosen.logger is None and fitting:
             place = self.logs.parent, self.logs.name, self.run and self.run.name
-            purge_step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
-            kwargs["logger"] = TensorBoardLogger(*place, default_hp_metric=False, purge_step=purge_step)
+            step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
+            kwargs["logger"] = TensorBoardLogger(*place, not step, default_hp_metric=False, purge_step=step)
             self.run = Path(kwargs["logger"].log_dir)
-        callbacks: list[Any] = [launch.EndTogether()]
+        callbacks: list[Any] = []
         kwargs["enable_checkpointing"] = saving = fitting and chosen.enable_checkpointing is not False
         if saving:
             folder = self.run and self.run / "checkpoints"
@@ -205,7 +208,8 @@ class ThreeSevenCLI(LightningCLI):
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
         first, second = datamodule.digits
-        truth = torch.where(datamodule.test.y == 1, first, second)[: len(digit)]  # limit_predict_batches may be given
+        _, y = datamodule.test[: len(digit)]  # limit_predict_batches may be given
+        truth = torch.where(y == 1, first, second)
         rows = {"Images": f"{len(truth):,}, {int((digit == truth).sum()):,} of them right"}
         if not self.trainer.fast_dev_run:
             path, file = Path(self.ckpt_path).with_suffix(".predictions.csv"), io.BytesIO()
@@ -246,5 +250,5 @@ def main(args: list[str] | None = None) -> None:
             print(f"lit-threeseven: {stopped.what} To resume, give the same command{more}", file=sys.stderr)
         sys.exit(0 if launch.local_rank() else stopped.exit_code)  # Lightning takes other codes for failures
     except UserError as error:
-        launch.let_the_first_speak()
+        time.sleep(launch.GRACE if launch.local_rank() else 0)  # the first process's sentence is enough
         sys.exit(f"lit-threeseven: error: {error}")

@@ -1,27 +1,20 @@
 """The processes of a run: what has started them, how they meet, and how long they wait for one another."""
 
 import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 from torch import distributed
-from typing_extensions import override
-
-from lit_threeseven.run.checkpoints import Stopped
-from lit_threeseven.run.options import UserError
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
-GRACE = 5  # seconds that other processes leave to the first one on their machine to say what is wrong
+GRACE = 5  # seconds in which the first process on a machine can say for all what is wrong
 
 
 def take_devices(trainer: Namespace) -> None:
-    """Give the Trainer the processes that torchrun or srun has started; other numbers are refused."""
+    """Give the Trainer the processes that torchrun or srun has started."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
@@ -32,22 +25,11 @@ def take_devices(trainer: Namespace) -> None:
         return
     if trainer.devices == "auto":
         trainer.devices, trainer.num_nodes = local, world_size // local
-    if str(trainer.devices) != str(local) or trainer.num_nodes * local != world_size:
-        raise UserError(
-            f"{world_size} processes were started, {local} on this machine, and --trainer.devices {trainer.devices} "
-            f"--trainer.num_nodes {trainer.num_nodes} are others; leave these options out."
-        )
 
 
 def local_rank() -> int:
     """Number of this process on its machine; 0 if it is alone."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
-def let_the_first_speak() -> None:
-    """Wait a little, unless this is the first process on its machine: one sentence for all is enough."""
-    if local_rank():
-        time.sleep(GRACE)
 
 
 def join_torchrun() -> None:
@@ -72,12 +54,3 @@ def time_limit() -> Iterator[None]:
         yield
     finally:
         del options["timeout"]
-
-
-class EndTogether(Callback):
-    """When this process fails, end those that Lightning has started: they may be waiting for it."""
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.strategy.launcher and not isinstance(exception, Stopped):
-            trainer.strategy.launcher.kill(signal.SIGTERM)

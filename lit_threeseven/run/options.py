@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import threading
+import traceback
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -55,10 +56,10 @@ def check_files(args: Iterable[str]) -> None:
         try:
             text = path.read_text("utf-8")
             if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:
-                raise UserError(f"{path} has more than 20 YAML aliases; write the values out.")
+                raise ValueError("more than 20 aliases; write the values out")
             content = yaml.safe_load(text)
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is not a YAML file in UTF-8 ({error}).") from error
+        except (ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path} is not a plain YAML file in UTF-8 ({error}).") from error
         for section in ("model", "data", "trainer"):
             if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
                 raise UserError(f"{path}: {section} has options of its own, got {content[section]}.")
@@ -98,7 +99,7 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     settings = {name: options[name] for name in DECIDING}
     settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
     if "train" in vars(data):
-        settings["checksum of the training images"] = zlib.crc32(data.train.images.numpy().tobytes())
+        settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
     plain = model.configure_optimizers
     used = options.get("optimizer") or Namespace(class_path=type(plain()).__name__, init_args=plain().defaults)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
@@ -132,36 +133,25 @@ def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | 
             "others with --trainer.default_root_dir (logs and checkpoints) and --data.data_dir (MNIST). Everything "
             "saved before is whole."
         )
-    late = where_raised(error).startswith(LATE)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    late = frame.f_globals["__name__"].startswith(LATE)
     if began and not late and not isinstance(error, MisconfigurationException):
         return None
     if not isinstance(error, ValueError | RuntimeError | MisconfigurationException) or not text:
-        reason = f"{type(error).__name__}: {text}"
-        return (
-            f"{ckpt_path} can't be used here, or {given} is wrong ({reason})." if ckpt_path else f"{reason} ({given})"
-        )
+        text, given = f"{type(error).__name__}: {text}", f"{given} {ckpt_path}".strip()
     ours = r'\b(source|data_dir|digits|batch_size|val_fraction|pixels)="?([^\s"]*)"?'  # as our own messages name them
     reason = re.sub(ours, r"--data.\1 \2", text)
     names = re.findall(r"--(?:\w+\.)*(\w+)", given)
     return reason if re.search(rf"\b({'|'.join(names)})\b", reason) else f"{reason.rstrip('.')} (given: {given})"
 
 
-def where_raised(error: Exception) -> str:
-    """The module that raised an error."""
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals["__name__"] if traceback else ""
-
-
 def argument_sentence(message: str) -> str:
     """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
     key = re.search(r'Parser key "(.+?)":', message)
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    expected = []
-    for kind in re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE):
-        pattern = next((pattern for pattern in WORDS if re.fullmatch(pattern, kind)), None)
-        expected.append(re.sub(pattern, WORDS[pattern], kind) if pattern else kind)
+    expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
+    for pattern, words in WORDS.items():
+        expected = [re.sub(pattern, words, kind) for kind in expected]
     if not (key and value and expected):
         return re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
     choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
@@ -177,6 +167,7 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "LeafSpec.*is deprecated",
+        ".*torch.jit.trace.* is deprecated",  # by which TensorBoard's writer traces the graph
         "smaller than the logging interval",  # a full batch is one batch per epoch
         "configure_optimizers` will be overridden",  # by --optimizer, as asked for
         "callbacks used to create the checkpoint need to be provided",  # not to test or predict

@@ -78,7 +78,14 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     first, second = digits
     probability, y = probability.detach().flatten().float().cpu(), y.flatten().int().cpu()
     if kind == "confusion_matrix":
-        return _matrix(binary_confusion_matrix((probability >= THRESHOLD).int(), y).flip(0, 1), digits)
+        counts = binary_confusion_matrix((probability >= THRESHOLD).int(), y).flip(0, 1)
+        figure, axes = _panel(3.9, f"{counts[0, 1] + counts[1, 0]:,} of {len(y):,} are wrong", "taken for", "is")
+        axes.imshow(counts.numpy(), cmap="Blues", vmin=0)
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            color = "white" if counts[row, column] > counts.max() / 2 else INK
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=16, color=color)
+        axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=digits, yticklabels=digits)
+        return figure
     found = f"fraction of the {first}s found"
     if kind == "roc":
         across, up, _ = binary_roc(probability, y)
@@ -91,17 +98,6 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     axes.plot(across.numpy(), up.numpy(), color=LINE)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 1], yticks=[0, 1])
     axes.grid(color="#dddddd")
-    return figure
-
-
-def _matrix(counts: Tensor, digits: tuple[int, int]) -> Figure:
-    fractions = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    figure, axes = _panel(3.9, f"{counts[0, 1] + counts[1, 0]:,} of {counts.sum():,} are wrong", "taken for", "is")
-    axes.imshow(fractions.numpy(), cmap="Blues", vmin=0, vmax=1)
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        color = "white" if fractions[row, column] > 0.5 else INK
-        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=16, color=color)
-    axes.set(xticks=[0, 1], yticks=[0, 1], xticklabels=digits, yticklabels=digits)
     return figure
 
 

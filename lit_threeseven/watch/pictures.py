@@ -2,8 +2,6 @@
 
 import math
 import os
-import time
-import warnings
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -26,7 +24,7 @@ GRID = 12  # images in a grid
 class TensorBoardPictures(L.Callback):
     """Show in TensorBoard how `LitThreeSeven`, or a subclass, thinks; of any other module only the recipe.
 
-    - At the start the recipe, as text and in the HPARAMS tab, the graph, and a grid of training images.
+    - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
     - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
       precision-recall curves. Without validation data, the same of training images in the last of `max_epochs` epochs.
@@ -34,14 +32,10 @@ class TensorBoardPictures(L.Callback):
 
     Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails there is one warning,
     and no more of its kind; all others, and the training, continue.
-
-    Attributes:
-        seconds: Time that drawing has taken so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds = 0.0
         self._failed: set[str] = set()  # kinds of pictures
         self._collected: list[tuple[Tensor, Tensor]] = []  # see `_collect`
 
@@ -50,8 +44,6 @@ class TensorBoardPictures(L.Callback):
         self._stage, self._collected = "", []
         self._weights_step = trainer.global_step  # of the last weights that were drawn
         self._write(trainer, "recipe", write_recipe, trainer)
-        if trainer.global_step == 0:
-            self._write(trainer, "graph", write_graph, pl_module)
 
     @override
     def on_train_batch_end(
@@ -121,7 +113,6 @@ class TensorBoardPictures(L.Callback):
     def _try(self, trainer: L.Trainer, kind: str, work: Callable[..., None], *args: Any) -> None:
         if kind in self._failed or not (kind == "recipe" or isinstance(trainer.lightning_module, LitThreeSeven)):
             return
-        start = time.monotonic()
         try:
             work(*args)
         except OSError:  # of a full disk, which the curves would meet next
@@ -129,7 +120,6 @@ class TensorBoardPictures(L.Callback):
         except Exception as error:
             self._failed.add(kind)
             rank_zero_warn(f"TensorBoard gets no more pictures of the kind {kind!r}, which failed with {error!r}.")
-        self.seconds += time.monotonic() - start
 
 
 def hardest_first(rows: Tensor) -> Tensor:
@@ -160,13 +150,6 @@ def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> 
         if module.W.grad is not None:
             writer.add_histogram("W/gradient", module.W.grad.float(), step)
         writer.add_figure("W/picture", figures.weights(module.W, module.digits, f"W after epoch {epochs:,}"), step)
-
-
-def write_graph(writer: SummaryWriter, module: LitThreeSeven) -> None:
-    """Write the graph of the network."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that tracing is deprecated, which is TensorBoard's writer's concern
-        writer.add_graph(module, module.example_input_array)
 
 
 def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
