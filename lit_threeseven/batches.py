@@ -122,7 +122,6 @@ class InOrder(DistributedSampler, SequentialSampler):
 
     def __init__(self, shares: Shares) -> None:
         super().__init__(shares, num_replicas=1, rank=0, shuffle=False)
-        self.epoch = 0  # of the next pass
         self.state = {"epoch": 0, "seen": 0}
         self.resumed: dict[str, int] | None = None
 

@@ -70,8 +70,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
             raise ValueError(f"source must be bundled or torchvision, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):
             raise ValueError(
-                f"The bundled data holds the digits {BUNDLED_DIGITS}, got digits={digits}; all ten digits are in MNIST "
-                'itself: use source="torchvision".'
+                f'The bundle holds the digits {BUNDLED_DIGITS}, got digits={digits}; use source="torchvision".'
             )
         if source == "bundled" and data_dir is not None:
             raise ValueError(f'data_dir="{data_dir}" is not used by the bundled data; use source="torchvision".')
@@ -147,9 +146,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
     def _sparse(self, full_batch: bool) -> bool:
         """Whether to store a full batch sparsely: only the module itself can say that it takes more than a tensor."""
         trainer = self.trainer
-        possible = full_batch and self._device.type == "cpu" and torch.backends.mkl.is_available()
-        possible &= trainer is not None and trainer.precision == "32-true"
-        possible &= trainer is not None and vars(type(trainer.lightning_module)).get("takes_sparse_pixels", False)
+        possible = full_batch and trainer is not None and torch.backends.mkl.is_available()
+        possible = possible and trainer.precision == "32-true" and trainer.strategy.root_device.type == "cpu"
+        possible = possible and vars(type(trainer.lightning_module)).get("takes_sparse_pixels", False)
         if self.pixels == "sparse" and not possible:
             raise ValueError(
                 'pixels="sparse" needs a full batch, a CPU, a torch with MKL, precision 32-true, and a module that '
@@ -157,14 +156,11 @@ class ThreeSevenDataModule(L.LightningDataModule):
             )
         return possible and self.pixels != "dense"
 
-    @property
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-
     def _batches(self, split: TensorDataset, **options: Any) -> Batches:
         # Lightning advises worker processes, for which these loaders have no work
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-        images, y = (tensor.to(self._device) for tensor in split.tensors)
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        images, y = (tensor.to(device) for tensor in split.tensors)
         return Batches(Shares(images, y, self.batch_size, seed=self.seed, **options))
 
 
@@ -189,9 +185,7 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         count = round(len(rows) * val_fraction)
         if val_fraction:
             if len(rows) < 2:
-                raise ValueError(
-                    f"val_fraction={val_fraction} needs two training images of each digit; use val_fraction=0."
-                )
+                raise ValueError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
             count = min(max(count, 1), len(rows) - 1)
         held_out[rows[torch.from_numpy(random.permutation(len(rows)))[:count]]] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

@@ -27,8 +27,6 @@ FILES = {
     "t10k-labels-idx1-ubyte": "efc54e459887765a40208193c9a5fd5a9800756c9738c4b3f3368e931b9f9a39",
 }
 
-DOWNLOAD_TIMEOUT = 30  # seconds without an answer
-
 
 def check_digits(digits: Sequence[int]) -> tuple[int, int]:
     """Two different digits from 0 to 9 as a tuple; raises ValueError for anything else."""
@@ -108,7 +106,7 @@ def download(root: str | Path) -> None:
         return
     created = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    socket.setdefaulttimeout(30)  # seconds without an answer
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=raw) as staging:

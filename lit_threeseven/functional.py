@@ -47,7 +47,6 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
         tensor(0.4900)
     """
     if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction and target must have the same shape, got {tuple(prediction.shape)} and {tuple(target.shape)}."
-        )
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"prediction and target must have the same shape, got {shapes}.")
     return ((prediction - target) ** 2).sum() / (len(target) if divisor is None else divisor)

@@ -44,9 +44,6 @@ class SparsePixels:
         self.shape = pixels.shape
         self.by_rows, self.by_columns = _csr(pixels), _csr(pixels.t().contiguous())
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def __matmul__(self, W: Tensor) -> Tensor:
         """Multiply by ``(784, K)``, which may require a gradient; gives ``(N, K)``."""
         return _Product.apply(W, self)
@@ -57,7 +54,7 @@ class SparsePixels:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Some rows, ``(M,)`` int64, as a dense matrix, ``(M, 784)``."""
-        chosen = torch.zeros(len(self), len(rows))
+        chosen = torch.zeros(self.shape[0], len(rows))
         chosen[rows, torch.arange(len(rows))] = 1
         return _multiply(self.by_columns, chosen).t()
 

@@ -393,9 +393,7 @@ def test_a_damaged_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_pa
     monkeypatch.setattr(dataset, "BUNDLED_ROOT", tmp_path / "absent")
     code, _, error = cli()
     assert code == 1
-    assert re.search(
-        r"train-images-idx3-ubyte is not the MNIST file .*No such file .*Reinstall lit_threeseven.", error
-    )
+    assert re.search(r"train-images-idx3-ubyte is not the MNIST file .*No such file .*Reinstall lit_threeseven.", error)
     assert list(cli.folder.iterdir()) == []
 
 

@@ -47,7 +47,7 @@ def test_products_and_their_gradients_are_those_of_the_flattened_images(images, 
     factor = torch.randn(rows, columns)
     product = x.flatten(1) @ W
     (product * factor).sum().backward()
-    assert len(x) == rows
+    assert x.shape[0] == rows
     assert product.shape == (rows, columns)
     torch.testing.assert_close(product.double(), expected @ W.double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(W.grad.double(), expected.t() @ factor.double(), rtol=1e-4, atol=1e-4)

@@ -139,7 +139,6 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
         self._restore_handlers()
 
     def _note(self, signum: int, frame: Any) -> None:
@@ -167,15 +166,13 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
         if fitting and not Path(ckpt_path).exists():
             return run, ""
     elif ckpt_path in ("best", "last"):
-        saved = {path.parent.parent for path in logs.glob("version_*/checkpoints/*.ckpt")}
-        numbers = [int(path.name[8:]) for path in saved if path.name[8:].isdigit()]
+        saved = {path.parent.parent.name for path in logs.glob("version_*/checkpoints/*.ckpt")}
+        numbers = [int(name[8:]) for name in saved if name[8:].isdigit()]
         if not numbers:
             raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
         ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
     elif not ckpt_path and not fitting:
-        raise UserError(
-            f"{subcommand} needs a trained network: give --run NAME, or --ckpt_path with a file, best or last."
-        )
+        raise UserError(f"{subcommand} needs a trained network: give --run NAME, or --ckpt_path FILE, best or last.")
     if ckpt_path and not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
     return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""

@@ -1,6 +1,5 @@
 """The command line: `LightningCLI` with the defaults of the main job, and errors in one sentence."""
 
-import io
 import os
 import signal
 import sys
@@ -10,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
@@ -43,7 +41,7 @@ class ThreeSevenCLI(LightningCLI):
         self.command_line = ["fit", *args] if self.main_job else args
         self.trainer: Any = None
         self.last: Any = None
-        self.ckpt_path, self.checkpoint, self.began = "", {}, False
+        self.ckpt_path, self.checkpoint = "", dict[str, Any]()
         defaults: dict[str, Any] = {"max_epochs": 2000, "log_every_n_steps": 20, "num_sanity_val_steps": 0}
         defaults |= {"check_val_every_n_epoch": None, "enable_model_summary": False}
         raises = {"exit_on_error": False}  # instead of printing the usage
@@ -61,9 +59,8 @@ class ThreeSevenCLI(LightningCLI):
         except Exception as error:
             if self.trainer and self.trainer.strategy.launcher:  # its processes may be waiting for this one
                 self.trainer.strategy.launcher.kill(signal.SIGTERM)
-            stepped = self.trainer and self.trainer.global_step > self.checkpoint.get("global_step", 0)
-            began, given = self.began or bool(stepped), " ".join(self.command_line[1:])
-            sentence = options.explain(error, began, given, self.ckpt_path)
+            began = getattr(self.trainer, "global_step", 0) > self.checkpoint.get("global_step", 0)
+            sentence = options.explain(error, began, " ".join(self.command_line[1:]), self.ckpt_path)
             if sentence is None or sys.flags.dev_mode:
                 raise
             raise UserError(sentence) from error
@@ -113,7 +110,7 @@ class ThreeSevenCLI(LightningCLI):
         if chosen.logger is None and fitting:
             place = self.logs.parent, self.logs.name, self.run and self.run.name
             step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
-            kwargs["logger"] = TensorBoardLogger(*place, not step, default_hp_metric=False, purge_step=step)
+            kwargs["logger"] = TensorBoardLogger(*place, log_graph=not step, default_hp_metric=False, purge_step=step)
             self.run = Path(kwargs["logger"].log_dir)
         callbacks: list[Any] = []
         kwargs["enable_checkpointing"] = saving = fitting and chosen.enable_checkpointing is not False
@@ -167,7 +164,7 @@ class ThreeSevenCLI(LightningCLI):
         with checkpoints.working_in(self.run) if self.run and rank_zero_only.rank == 0 else nullcontext():
             start = time.perf_counter()
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)
-            self.fit_seconds, self.began = time.perf_counter() - start, True
+            self.fit_seconds = time.perf_counter() - start
             self.finish(limits)
 
     def finish(self, limits: dict[str, str]) -> None:
@@ -212,12 +209,12 @@ class ThreeSevenCLI(LightningCLI):
         truth = torch.where(y == 1, first, second)
         rows = {"Images": f"{len(truth):,}, {int((digit == truth).sum()):,} of them right"}
         if not self.trainer.fast_dev_run:
-            path, file = Path(self.ckpt_path).with_suffix(".predictions.csv"), io.BytesIO()
-            table = torch.cat([torch.arange(len(digit)).unsqueeze(1), truth, digit, probability.double()], dim=1)
-            names, form = f"image,truth,digit,probability of {first}", ("%d", "%d", "%d", "%.9g")
-            np.savetxt(file, table.numpy(), form, ",", header=names, comments="")
+            path = Path(self.ckpt_path).with_suffix(".predictions.csv")
+            lines = [f"image,truth,digit,probability of {first}\n"]
+            for i, row in enumerate(torch.cat([truth, digit, probability.double()], dim=1).tolist()):
+                lines.append("{},{:.0f},{:.0f},{:.9g}\n".format(i, *row))
             if self.trainer.is_global_zero:
-                checkpoints.write_whole(path, file.getvalue())
+                checkpoints.write_whole(path, "".join(lines).encode())
             rows["Predictions"] = os.path.relpath(path)
         self.report(rows)
 
@@ -231,9 +228,8 @@ def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
     """Lightning's metrics as rows for people: `test/auroc` becomes `Test AUROC`."""
     rows = {}
     for key, value in metrics.items():
-        stage, name = key.split("/")
-        shown = f"{value:.2%}" if name == "accuracy" else f"{value:.4f}"
-        rows[f"{stage.capitalize()} {name.replace('auroc', 'AUROC')}"] = shown
+        name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
+        rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
     return rows
 
 

@@ -29,15 +29,11 @@ def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Fig
     limit = picture.abs().max().item() or 1.0
     figure, axes = _panel(4.6, f"{name}: red for {first}, blue for {second}", "column", "row")
     axes.set(xticks=[0, 27], yticks=[0, 27])
-    axes.imshow(picture.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    # a colour bar in the same axes, which takes half the time of one in its own
-    scale = torch.linspace(limit, -limit, 100).unsqueeze(1)
-    axes.imshow(scale.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(29, 30.5, 27.5, -0.5))
-    for value, row in ((limit, 0), (0.0, 13.5), (-limit, 27)):
-        axes.text(31, row, f"{value:+.2g}" if value else "0", va="center", fontsize=9)
-    axes.text(34.5, 13.5, f"weight of the pixel  ({second} ← 0 → {first})", rotation=90, va="center", ha="center")
-    axes.set(xlim=(-0.5, 36), ylim=(27.5, -0.5))
-    axes.spines[:].set_visible(False)
+    axes.set_anchor("W")
+    drawn = axes.imshow(picture.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    label = f"weight of the pixel  ({second} ← 0 → {first})"
+    beside = figure.add_axes((0.78, 0.13, 0.035, 0.76))
+    figure.colorbar(drawn, beside, label=label, ticks=[-limit, 0, limit], format="%.2g")
     return figure
 
 

@@ -27,8 +27,7 @@ class TensorBoardPictures(L.Callback):
     - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
     - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
-      precision-recall curves. Without validation data, the same of training images in the last of `max_epochs` epochs.
-    - At a test the confusion matrix, ROC and precision-recall curves.
+      precision-recall curves. At a test the same, but no images.
 
     Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails there is one warning,
     and no more of its kind; all others, and the training, continue.
@@ -41,7 +40,7 @@ class TensorBoardPictures(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stage, self._collected = "", []
+        self._collected = []
         self._weights_step = trainer.global_step  # of the last weights that were drawn
         self._write(trainer, "recipe", write_recipe, trainer)
 
@@ -50,13 +49,9 @@ class TensorBoardPictures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         epochs = trainer.current_epoch + 1
-        last = epochs == trainer.max_epochs
         if trainer.current_epoch == batch_idx == 0:
             self._figure(trainer, "train/examples", 0, examples, pl_module, batch)
-        if last and self._stage in ("", "train"):  # nothing was validated so far
-            with torch.no_grad():
-                self._try(trainer, "rows", lambda: self._collect(trainer, pl_module(batch[0]), batch, batch_idx))
-        if trainer.is_last_batch and (last or math.log10(epochs).is_integer()):
+        if trainer.is_last_batch and (epochs == trainer.max_epochs or math.log10(epochs).is_integer()):
             self._weights_step = trainer.global_step
             self._write(trainer, "W", write_weights, pl_module, epochs)
 
@@ -76,8 +71,9 @@ class TensorBoardPictures(L.Callback):
         """Keep probability and label of all rows, ``(n, 2)``, and with the pixels of the hardest, ``(m, 786)``."""
         if not any(indices):  # begin anew: any validation may be the last one
             self._collected = []
-            self._stage = "train" if trainer.training else "test" if trainer.testing else "val"
-        self._step = trainer.global_step - (not trainer.testing)
+            self._stage, self._step = (
+                ("test", trainer.global_step) if trainer.testing else ("val", trainer.global_step - 1)
+            )
         x, y, *_ = batch
         if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
             rows = torch.cat([probability, y], dim=1).float()
@@ -155,8 +151,8 @@ def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> 
 def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
     """Write what decides the result of a run: as a table of text, and into the HPARAMS tab beside the metrics."""
     recipe = {**trainer.lightning_module.hparams, **getattr(getattr(trainer, "datamodule", None), "hparams", {})}
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    recipe |= {"max_epochs": trainer.max_epochs, "devices": trainer.world_size, "seed_everything": seed}
+    recipe |= {"max_epochs": trainer.max_epochs, "devices": trainer.world_size}
+    recipe["seed_everything"] = os.environ.get("PL_GLOBAL_SEED")
     for optimizer in trainer.optimizers[:1]:
         group = optimizer.param_groups[0]
         recipe["lr"] = float(group.get("initial_lr", group["lr"]))  # a scheduler changes "lr" and keeps the initial one
