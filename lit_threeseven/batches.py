@@ -106,7 +106,8 @@ class Shares(Dataset[Batch]):
         rows = self._batches[i]
         share = rows.tensor_split(world_size)[rank]
         pixels = SparsePixels if self.sparse and len(self) == 1 else flatten
-        batch = Batch(pixels(self.images[share]), self.y[share], len(rows), world_size)
+        images, y = self.images.index_select(0, share), self.y.index_select(0, share)  # faster than images[share]
+        batch = Batch(pixels(images), y, len(rows), world_size)
         if len(self) == 1:
             self._full = batch
         return batch

@@ -197,8 +197,7 @@ def read(path: str, resume: bool) -> dict[str, Any]:
 def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted: dict[str, Any]) -> None:
     """Refuse a checkpoint without finite weights of this network, or made with another recipe than is `wanted`.
 
-    What a checkpoint doesn't say of itself is not compared: that of your own Trainer says the arguments of model and
-    data, and the optimizer's name, only.
+    What a checkpoint doesn't say of itself is not compared; one of your own Trainer says less than one of a run.
     """
     found = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

@@ -1,7 +1,6 @@
 """What one watches: a progress bar at the terminal, and pictures in TensorBoard."""
 
-from lit_threeseven.watch import figures
 from lit_threeseven.watch.bar import FitProgressBar
 from lit_threeseven.watch.pictures import TensorBoardPictures
 
-__all__ = ["FitProgressBar", "TensorBoardPictures", "figures"]
+__all__ = ["FitProgressBar", "TensorBoardPictures"]

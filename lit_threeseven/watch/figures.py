@@ -28,12 +28,14 @@ def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Fig
     picture = W.detach().float().cpu().reshape(28, 28)
     limit = picture.abs().max().item() or 1.0
     figure, axes = _panel(4.6, f"{name}: red for {first}, blue for {second}", "column", "row")
-    axes.set(xticks=[0, 27], yticks=[0, 27])
-    axes.set_anchor("W")
-    drawn = axes.imshow(picture.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    label = f"weight of the pixel  ({second} ← 0 → {first})"
-    beside = figure.add_axes((0.78, 0.13, 0.035, 0.76))
-    figure.colorbar(drawn, beside, label=label, ticks=[-limit, 0, limit], format="%.2g")
+    axes.set(xticks=[0, 27], yticks=[0, 27], anchor="W")
+    # the colour bar is a part of the picture: one in axes of its own would take as long as all else
+    bar = torch.linspace(limit, -limit, 28).unsqueeze(1).expand(28, 2)
+    axes.imshow(torch.cat([picture, torch.zeros(28, 1), bar], dim=1).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    for value, row in ((limit, 0), (0.0, 13.5), (-limit, 27)):
+        axes.text(31.5, row, f"{value:.2g}", va="center")
+    axes.text(36.5, 13.5, f"weight of the pixel  ({second} ← 0 → {first})", rotation=90, va="center")
+    axes.spines[:].set_visible(False)
     return figure
 
 
