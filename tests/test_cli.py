@@ -495,7 +495,7 @@ def test_a_scheduler_can_watch_the_validation_loss(cli):
     assert (code, errors) == (0, "")
 
 
-def test_predicting_a_part_for_a_try_leaves_the_predictions_alone(trained):
+def test_a_trial_prediction_leaves_the_predictions_alone(trained):
     trained("predict", "--ckpt_path", "last")
     path = trained.folder / "logs/version_0/checkpoints/last.predictions.csv"
     before = path.read_bytes()

@@ -185,7 +185,7 @@ def test_verifying_devices_finds_no_difference(tmp_path):
 
 
 @pytest.mark.slow
-def test_verifying_devices_tells_a_difference(tmp_path):
+def test_verifying_devices_reports_a_difference(tmp_path):
     other = tmp_path / "other.py"  # what is launched trains one epoch more
     other.write_text(
         "import subprocess, sys\n"

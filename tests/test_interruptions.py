@@ -296,7 +296,7 @@ def test_another_optimizer_of_your_own_trainer_is_refused(cli, trainer):
     assert "adam.ckpt was made with optimizer Adam instead of SGD; give" in error
 
 
-def test_last_where_there_is_none_is_refused(cli):
+def test_last_without_a_run_is_refused(cli):
     code, _, error = cli("fit", "--ckpt_path", "last")
     assert code == 1
     assert "No run in" in error

@@ -2,6 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from torch.utils._python_dispatch import TorchDispatchMode  # torch documents no public name for it
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import binary_auroc
 
@@ -149,7 +150,7 @@ def gradient_descent(x, y, steps, clip=None):
         ({"precision": "64-true"}, 1, None, torch.float64),
     ],
 )
-def test_trainer_s_options_do_to_the_step_what_they_always_do(trainer, options, together, clip, dtype):
+def test_accumulation_clipping_and_precision_work_as_in_any_trainer(trainer, options, together, clip, dtype):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train[:4000]
@@ -174,7 +175,36 @@ def test_lower_precision_learns_too_with_and_without_a_gradient_scaler(trainer, 
     assert record.losses[-1] < 0.5 * record.losses[0]
 
 
-def test_nothing_is_logged_where_the_trainer_is_to_log_nothing(trainer):
+class ReadsBack(TorchDispatchMode):
+    """Counts how often the value of a tensor is asked for, for which a GPU would have to finish its work."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() == "aten::_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("arguments", [{"pixels": "dense"}, {"pixels": "auto"}, {"batch_size": 4000}])
+def test_between_log_steps_no_step_waits_for_the_device(trainer, arguments):
+    class Watch(Callback):
+        def __init__(self):
+            self.waits = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.mode = ReadsBack()
+            self.mode.__enter__()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.mode.__exit__(None, None, None)
+            self.waits.append(self.mode.count > 0)
+
+    watch, data = Watch(), ThreeSevenDataModule(val_fraction=0, **arguments)
+    trainer(max_steps=6, max_epochs=-1, log_every_n_steps=3, callbacks=[watch]).fit(LitThreeSeven(), data)
+    assert watch.waits == [False, False, True, False, False, True]
+
+
+def test_nothing_is_logged_when_the_trainer_logs_nothing(trainer):
     run = trainer(max_epochs=2, log_every_n_steps=0)
     run.fit(LitThreeSeven(), ThreeSevenDataModule(val_fraction=0))
     assert run.global_step == 2

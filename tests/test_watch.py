@@ -60,7 +60,7 @@ def hparams(run: Path) -> dict:
 
 @pytest.fixture
 def watched(trainer, tmp_path):
-    """Make a Trainer of one's own with the callback on it; its run is in tmp_path / "run"."""
+    """Make a Trainer with the callback on it; its run is in tmp_path / "run"."""
 
     def make(*callbacks, **kwargs) -> L.Trainer:
         logger = TensorBoardLogger(tmp_path, "", "run", log_graph=True, default_hp_metric=False)
@@ -138,7 +138,7 @@ def test_hyper_parameters_stand_beside_the_final_metrics(run):
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
-def test_the_recipe_tells_the_optimizer_in_use_and_the_learning_rate_it_starts_with(watched, tmp_path, scheduled):
+def test_the_recipe_names_the_optimizer_in_use_and_the_learning_rate_it_starts_with(watched, tmp_path, scheduled):
     class OwnOptimizer(LitThreeSeven):
         def configure_optimizers(self):
             adam = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -235,7 +235,7 @@ def test_a_validation_after_a_fit_that_failed_is_not_drawn(watched, tmp_path):
     assert not any(name.startswith("val/") for name in pictures(tmp_path / "run"))
 
 
-def test_numbers_of_a_confusion_matrix_stand_out_from_their_ground():
+def test_numbers_of_a_confusion_matrix_stand_out_from_their_background():
     said = torch.full((10, 1), 0.9)  # everything is a three
     y = torch.tensor([[1.0]] * 6 + [[0.0]] * 4)
     numbers = {text.get_text(): text.get_color() for text in figures.quality("confusion_matrix", said, y).axes[0].texts}
@@ -408,7 +408,7 @@ def test_the_bar_stays_where_it_was_if_a_fit_fails_and_ends_its_line(screen):
     assert text.endswith("left\n")
 
 
-def test_the_bar_is_shown_on_terminals_that_do_not_tell_their_size(trainer, monkeypatch):
+def test_the_bar_is_shown_on_terminals_that_do_not_report_their_size(trainer, monkeypatch):
     leader, follower = pty.openpty()
     run = trainer(enable_progress_bar=True, callbacks=[FitProgressBar()])
     with monkeypatch.context() as patch, os.fdopen(follower, "w") as terminal:

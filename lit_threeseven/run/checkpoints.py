@@ -195,7 +195,7 @@ def read(path: str, resume: bool) -> dict[str, Any]:
 
 
 def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted: dict[str, Any]) -> None:
-    """Refuse a checkpoint without finite weights of this network, or made with another recipe than is `wanted`.
+    """Refuse a checkpoint without finite weights of this network, or made with a recipe other than `wanted`.
 
     What a checkpoint doesn't say of itself is not compared; one of your own Trainer says less than one of a run.
     """

@@ -25,7 +25,7 @@ from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 DESCRIPTION = """
 Learn to tell handwritten threes from sevens. Without a subcommand this is the main job: fit, then test, then a short
 table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
-validate and test measure a checkpoint, and predict writes what it makes of each test image.
+validate and test measure a checkpoint, and predict writes its answer for each test image.
 """
 
 
@@ -134,7 +134,7 @@ class ThreeSevenCLI(LightningCLI):
     @staticmethod
     @override
     def configure_optimizers(lightning_module: LightningModule, optimizer: Any, lr_scheduler: Any = None) -> Any:
-        """Let a scheduler that watches the validation step as often as there is one."""
+        """Step a scheduler that monitors a validation metric once per validation."""
         chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, ReduceLROnPlateau) and lr_scheduler.monitor.startswith("val/"):
             chosen["lr_scheduler"]["frequency"] = lightning_module.trainer.check_val_every_n_epoch or 1
@@ -191,17 +191,17 @@ class ThreeSevenCLI(LightningCLI):
         self.report(rows | end)
 
     def validate(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
-        """Say how good a checkpoint is on the held-out images."""
+        """Measure a checkpoint on the held-out images."""
         metrics = self.trainer.validate(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
         self.report({"Images": f"{len(datamodule.val):,}"} | metric_rows(metrics))
 
     def test(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
-        """Say how good a checkpoint is on the test images."""
+        """Measure a checkpoint on the test images."""
         metrics = self.trainer.test(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
         self.report({"Images": f"{len(datamodule.test):,}"} | metric_rows(metrics))
 
     def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
-        """Write what a checkpoint makes of each test image beside the checkpoint."""
+        """Write a checkpoint's answer for each test image to a CSV file beside it."""
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
         first, second = datamodule.digits

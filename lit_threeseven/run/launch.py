@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import distributed
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
-GRACE = 5  # seconds in which the first process on a machine can say for all what is wrong
+GRACE = 5  # seconds that other processes leave the first one on their machine to say what is wrong
 
 
 def take_devices(trainer: Namespace) -> None:

@@ -112,8 +112,8 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
 def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | None:
     """The sentence for an error that is the user's to fix; None for one that is ours.
 
-    Whatever fails before the work has begun is about what was given. So are arguments that are looked at later, a
-    diverging loss, a disk, and other processes.
+    Whatever fails before training begins is about what was given. So are arguments that are read later, a diverging
+    loss, a disk, and other processes.
     """
     text = " ".join(str(error).split())
     if isinstance(error, UserError | FloatingPointError):
@@ -159,7 +159,7 @@ def argument_sentence(message: str) -> str:
 
 
 def silence_libraries() -> None:
-    """Leave out what nobody at the terminal can do anything about, and put other warnings in a line each."""
+    """Silence what nobody at the terminal can act on, and print other warnings on one line each."""
     warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
     # TensorBoard's writer: what stops it is raised in the main thread too
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)

@@ -13,8 +13,8 @@ from typing_extensions import override
 class FitProgressBar(ProgressBar):
     """One bar over all epochs of a fit, with the loss and the time left, on standard error if that is a terminal.
 
-    Lightning's own bar starts anew each epoch, which is no use if an epoch is one batch. The loss is read only when the
-    bar is drawn, at most ten times a second.
+    Lightning's own bar starts again at each epoch, which is no use when an epoch is one batch. The loss is read only
+    when the bar is drawn, at most ten times a second.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class FitProgressBar(ProgressBar):
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
-        columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that does not tell its size stays empty
+        columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty
         self._bar = tqdm(
             desc=_text(trainer, trainer.current_epoch + 1),
             total=total,
