@@ -1,6 +1,6 @@
 """Which rows this process sees at this step.
 
-A batch is *global*: `batch_size` rows whatever the number of processes, each of which takes its own share. No row is
+A batch is *global*: `batch_size` rows on any number of processes, each of which takes its own share. No row is
 dropped and none is seen twice; shares may differ by one row, or be empty. The order depends on (seed, epoch) alone, so
 it is the same on any number of processes and after a resumed run.
 """
@@ -35,7 +35,7 @@ class Batch:
 
     @property
     def divisor(self) -> float:
-        """What a sum over the share is divided by so that its average over processes is the mean over all rows."""
+        """Divide a sum over the share by this, and its average over processes is the mean over all rows."""
         return self.global_rows / self.world_size
 
     def __iter__(self) -> Iterator[Any]:
@@ -56,12 +56,12 @@ class Shares(Dataset[Batch]):
     """A map-style data set: item i is this process's share of the i-th global batch of an epoch.
 
     Args:
-        images: ``(N, 28, 28)`` uint8, on the device that is to use them.
+        images: ``(N, 28, 28)`` uint8, on the device that will use them.
         y: Labels, ``(N, 1)`` float32, on the same device.
-        batch_size: Rows of a global batch; None, or more than there are, means all N. The last batch holds the rest.
+        batch_size: Rows of a global batch; None, or more than N, means all N. The last batch holds the rest.
         shuffle: Whether each epoch has a new order. A full batch is never shuffled.
-        seed: Of the shuffling, 0 or above.
-        rank: Of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
+        seed: Seed of the shuffling, 0 or above.
+        rank: Rank of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
         world_size: Number of processes; None likewise.
         sparse: Whether the pixels of a full batch are stored as `SparsePixels`.
     """
@@ -116,7 +116,7 @@ class Shares(Dataset[Batch]):
 class InOrder(DistributedSampler, SequentialSampler):
     """Every index of a `Shares` in order; each pass is an epoch, counted from 0 or set with `set_epoch`.
 
-    Its base classes tell Lightning what it need not do: share the items among processes, or undo a shuffling.
+    Its base classes tell Lightning that there are no items to share among processes and no shuffling to undo.
     """
 
     dataset: Shares

@@ -24,16 +24,16 @@ class ThreeSevenDataModule(L.LightningDataModule):
     labels. They also work without a Trainer, and then need no call of `setup`.
 
     Args:
-        source: Where the images come from. "bundled": the real threes and sevens that are shipped with this package.
+        source: Where the images come from. "bundled": the real threes and sevens shipped with this package.
             "torchvision": all of MNIST in `data_dir`, downloaded if absent.
-        data_dir: Folder for source "torchvision", laid out as torchvision does (MNIST/raw/...). null (None) is the
+        data_dir: Folder for source "torchvision", laid out as torchvision does (MNIST/raw/...). null (None) means the
             folder data.
         digits: The two digits to tell apart, 0 to 9. The first gets label 1, the second label 0. The bundled data
             holds 3 and 7.
-        batch_size: Images per training step, on all devices together. null (None) is all of them at once: one step
-            per epoch.
-        val_fraction: Fraction of the training images that is held out for validation, from 0 to less than 1, the same
-            fraction of both digits. With 0 all of them train and no validation runs.
+        batch_size: Images per training step, on all devices together. null (None) means all at once: one step per
+            epoch.
+        val_fraction: Fraction of the training images held out for validation, from 0 to less than 1, the same for both
+            digits. With 0 all images are used for training and no validation runs.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
         pixels: How the pixels of a full training batch are stored. "sparse" is fastest; it needs a CPU, a torch with
@@ -87,7 +87,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
         self.seed, self.pixels = seed, pixels
 
-    # There is no `prepare_data`: around it Lightning waits for other processes without a time limit.
+    # There is no `prepare_data`: Lightning would let other processes wait for it without a time limit.
 
     def setup(self, stage: str | None = None) -> None:
         """Download what is absent, once per machine, and read the images that a stage needs.
@@ -157,7 +157,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
         return possible and self.pixels != "dense"
 
     def _batches(self, split: TensorDataset, **options: Any) -> Batches:
-        # Lightning advises worker processes, for which these loaders have no work
+        # Lightning recommends worker processes, but these loaders have no work for them
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         images, y = (tensor.to(device) for tensor in split.tensors)
@@ -170,7 +170,7 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
     Args:
         y: Labels, ``(N, 1)``.
         val_fraction: From 0 to less than 1. Above 0, at least one row of each label is held out and one is left.
-        seed: Of the choice.
+        seed: Seed of the random choice.
 
     Returns:
         The rows for training and those for validation, int64, each in ascending order.

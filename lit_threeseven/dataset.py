@@ -1,7 +1,7 @@
 """Threes and sevens as tensors: find MNIST's files, check them, read them, keep two digits, label.
 
-Data is in a folder that torchvision calls an MNIST root: `BUNDLED_ROOT`, which is shipped inside this package and has
-nothing but the threes and the sevens in it, or a full one.
+The files are in a folder that torchvision calls an MNIST root: `BUNDLED_ROOT`, which is shipped inside this package and
+has only the threes and sevens, or a full one.
 """
 
 import hashlib
@@ -81,12 +81,13 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
             if bundled and hashlib.sha256(path.read_bytes()).hexdigest() != FILES[name]:
                 raise ValueError("its SHA-256 sum differs")
             contents.append(reader(str(path)))
-        except Exception as error:  # torchvision raises whatever the damage leads to
-            raise RuntimeError(f"{path} is not the MNIST file it should be ({error!r}). {remedy}") from error
+        except Exception as error:  # which one torchvision raises depends on the damage
+            why = str(error) or type(error).__name__
+            raise RuntimeError(f"{path} is not an intact MNIST file ({why}). {remedy}") from error
     images, targets = contents
     if images.shape[1:] != (28, 28) or len(images) != len(targets) or targets.max() > 9:
         raise RuntimeError(
-            f"{path} has {len(targets)} labels up to {targets.max()}, {image_file} the shape {tuple(images.shape)}; "
+            f"{path} has {len(targets)} labels up to {targets.max()}, {image_file} has shape {tuple(images.shape)}; "
             f"expected 28 × 28 pixels and a label from 0 to 9 for each image. {remedy}"
         )
     return images, targets
@@ -119,7 +120,7 @@ def download(root: str | Path) -> None:
                 read(staging, train)
             for name in FILES:
                 (staged / name).replace(raw / name)
-    except Exception as error:  # whatever a mirror's answer leads to in urllib, gzip or torchvision
+    except Exception as error:  # a mirror's answer may fail in urllib, gzip or torchvision
         for folder in created:
             with suppress(OSError):  # not empty: another process uses it
                 folder.rmdir()

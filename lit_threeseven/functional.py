@@ -9,8 +9,8 @@ from torch import Tensor
 def sigmoid(x: Tensor) -> Tensor:
     """Squash any real number into a probability: ``1 / (1 + exp(-x))``.
 
-    Where ``exp(-x)`` would leave the range of the type (below about -88 in float32) the equation's own gradient
-    is ``inf / inf``. There the input is held at the edge of the range, so that values and gradients are finite
+    Where ``exp(-x)`` would overflow (``x`` below about -88 in float32) the equation's own gradient is
+    ``inf / inf``. There the input is clamped to the edge of the range, so that values and gradients are finite
     for every finite input; in float32 the value is off by less than 1e-37.
 
     Args:

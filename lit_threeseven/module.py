@@ -15,7 +15,7 @@ from lit_threeseven.functional import mean_squared_error, sigmoid
 
 PIXELS = 28 * 28
 
-# An image is the second digit below this probability, otherwise the first.
+# Below this probability an image is taken for the second digit, otherwise for the first.
 THRESHOLD = 0.5
 
 
@@ -30,7 +30,7 @@ class LitThreeSeven(L.LightningModule):
     Args:
         lr: Learning rate of plain gradient descent, above 0.
         init_std: Standard deviation of the starting `W` and `b`, above 0.
-        digits: The two digits that are told apart; the first is what `forward` gives the probability of.
+        digits: The two digits to tell apart; `forward` gives the probability of the first.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -41,8 +41,8 @@ class LitThreeSeven(L.LightningModule):
         torch.Size([5, 1])
     """
 
-    # `ThreeSevenDataModule` may then send a `SparsePixels` as x. Subclasses don't inherit this: they get tensors,
-    # unless they say so themselves.
+    # It lets `ThreeSevenDataModule` send a `SparsePixels` as x. Subclasses don't inherit it: they get tensors,
+    # unless they set it themselves.
     takes_sparse_pixels = True
 
     def __init__(self, lr: float = 1.0, init_std: float = 0.01, digits: tuple[int, int] = (3, 7)) -> None:
@@ -60,7 +60,7 @@ class LitThreeSeven(L.LightningModule):
 
     @property
     def example_input_array(self) -> Tensor:
-        """One empty image, which Lightning traces the graph with."""
+        """One blank image, used by Lightning to trace the graph."""
         return self.W.new_zeros(1, PIXELS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class LitThreeSeven(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Log loss, accuracy and AUROC of held-out images; gives their probabilities, as `forward` does."""
+        """Log loss, accuracy and AUROC of held-out images; return their probabilities, as `forward` does."""
         return self._evaluate(batch, "val", self.val_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Log loss, accuracy and AUROC of the test images; gives their probabilities, as `forward` does."""
+        """Log loss, accuracy and AUROC of the test images; return their probabilities, as `forward` does."""
         return self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: Any, stage: str, metrics: Any) -> Tensor:
@@ -101,7 +101,7 @@ class LitThreeSeven(L.LightningModule):
         if len(y):  # a share may be empty
             metrics["loss"].update(probability, y)
             metrics["accuracy"].update(((probability >= THRESHOLD) == y.bool()).float())
-            metrics["auroc"].update(probability, y)  # not as integers: torchmetrics takes an empty share for floats
+            metrics["auroc"].update(probability, y)  # not as integers: torchmetrics assumes floats for an empty share
         self.log_dict({f"{stage}/{name}": metric for name, metric in metrics.items()}, batch_size=len(y))
         return probability
 
@@ -124,7 +124,7 @@ class LitThreeSeven(L.LightningModule):
         return {"probability": probability, "digit": torch.where(probability < THRESHOLD, second, first)}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, as ever."""
+        """Set an attribute, as usual."""
         if name == "_current_fx_name":
             # Lightning notes the running hook here some fifty times a step, and has no public way to switch that off;
             # through nn.Module's own `__setattr__` it takes 4% of an epoch.
@@ -168,7 +168,7 @@ class LitThreeSeven(L.LightningModule):
                 batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
 
     def on_train_end(self) -> None:
-        """Refuse to end a training with non-finite weights."""
+        """Refuse to end training with non-finite weights."""
         self._check_finite()
 
     def _check_finite(self) -> None:

@@ -1,8 +1,8 @@
 """How pixels become numbers, and how those of a full batch are stored for a fast product.
 
 A full batch is read twice a step, once for the prediction and once for the gradient, and that reading is nearly all of
-the work. Four fifths of MNIST's pixels are zero, so the least to read is a sparse matrix in compressed sparse row
-(CSR) format, kept by rows and by columns.
+the work. Four fifths of MNIST's pixels are zero, so a sparse matrix leaves the least to read: it is in compressed
+sparse row (CSR) format, stored once by rows and once by columns.
 """
 
 import warnings

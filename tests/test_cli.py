@@ -255,7 +255,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         ),
         (["--data.batch_size", "1.5"], "--data.batch_size must be a whole number or null, got 1.5"),
         (["--data.data_dir", "x"], "--data.data_dir x is not used by the bundled data; use --data.source torchvision"),
-        (["--data.data_dir", "s3://x"], "data_dir must be on a disk of this machine, got s3://x"),
+        (["--data.data_dir", "s3://x"], "data_dir must be a local path, got s3://x"),
         (["--data.source", "torchvision", "--data.data_dir", "a_file"], "could not be downloaded to a_file/MNIST"),
         (["--model.lr", "0"], "lr must be a finite float32 above 0, such as 1.0, got 0.0"),
         (["--model.lr=1e-60"], "lr must be a finite float32 above 0, such as 1.0, got 1e-60"),
@@ -274,7 +274,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--config=bomb.yaml"], "bomb.yaml is not a plain YAML file in UTF-8 .more than 20 aliases"),
         (["--trainer.default_root_dir", "a_file"], "a_file/logs.* can't be used .*--trainer.default_root_dir"),
         (["--trainer.default_root_dir", "/proc/none"], "/proc/none.* can't be used"),
-        (["--trainer.default_root_dir=s3://x/y"], "default_root_dir must be on a disk of this machine, got s3://x/y"),
+        (["--trainer.default_root_dir=s3://x/y"], "default_root_dir must be a local path, got s3://x/y"),
         (["--trainer.accelerator", "gpu"], "gpu"),
         (["--trainer.accelerator", "tpu"], "torch_xla.*--trainer.accelerator tpu"),
         (["--trainer.precision", "transformer-engine"], "transformer_engine.*--trainer.precision"),
@@ -393,7 +393,9 @@ def test_a_damaged_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_pa
     monkeypatch.setattr(dataset, "BUNDLED_ROOT", tmp_path / "absent")
     code, _, error = cli()
     assert code == 1
-    assert re.search(r"train-images-idx3-ubyte is not the MNIST file .*No such file .*Reinstall lit_threeseven.", error)
+    assert re.search(
+        r"train-images-idx3-ubyte is not an intact MNIST file .*No such file .*Reinstall lit_threeseven.", error
+    )
     assert list(cli.folder.iterdir()) == []
 
 
@@ -534,5 +536,5 @@ def test_help_without_a_subcommand_says_what_there_is(capsys):
     with pytest.raises(SystemExit):
         cli_module.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("main job: fit, then test", "fit --help", "predict writes what it makes of each test image"):
+    for part in ("main job: fit, then test", "fit --help", "predict writes its answer for each test image"):
         assert part in text

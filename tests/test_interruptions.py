@@ -132,8 +132,8 @@ def test_a_signal_saves_first_and_says_how_to_resume(uninterrupted, tmp_path, si
     codes = job.wait()
     assert codes[0] == 128 + (signum if processes == 1 else signal.SIGTERM)
     found = re.fullmatch(
-        r"lit-threeseven: Stopped by (SIGTERM|Ctrl-C|a signal) after (\d+) epochs; all of it is saved. "
-        r"To resume, give the same command\n",
+        r"lit-threeseven: Stopped by (SIGTERM|Ctrl-C|a signal) after (\d+) epochs; all progress is saved. "
+        r"To resume, run the same command\n",
         job.outputs[0],
     )
     assert found, job.outputs
@@ -148,7 +148,7 @@ def test_a_stopped_run_without_a_name_says_which_file_to_resume(tmp_path):
     job.wait_until(lambda: last(tmp_path, "version_0").exists())
     job.kill(signal.SIGTERM)
     assert job.wait() == [128 + signal.SIGTERM]
-    found = re.search(r"To resume, give the same command and --ckpt_path (\S+)\n", job.outputs[0])
+    found = re.search(r"To resume, run the same command with --ckpt_path (\S+)\n", job.outputs[0])
     assert Path(found[1]).samefile(last(tmp_path, "version_0"))
 
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_that_can_t_be_written_leaves_the_one_before(cli, monkeypat
     monkeypatch.setattr(os, "fsync", full)
     code, _, error = cli("fit", "--run", "r", "--trainer.max_epochs", "6")
     assert code == 1
-    assert re.search(r"\.ckpt can't be used \(No space left on device\).*Everything saved before is whole", error)
+    assert re.search(r"\.ckpt can't be used \(No space left on device\).*Everything saved before is intact", error)
     assert contents(cli.folder) == before
 
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lit_threeseven.run.options import UserError
 
-# What a run can't be resumed without, and what a checkpoint may say of itself.
+# What a run needs to resume, and what a checkpoint may say about itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
 RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
 NOTED = {"hyper_parameters": dict, "datamodule_hyper_parameters": dict, "recipe": dict, "optimizer": str}
@@ -31,7 +31,7 @@ class Stopped(SystemExit):
 
     def __init__(self, signum: int, epochs: int, checkpoint: str) -> None:
         names: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-        self.what = f"Stopped by {names.get(signum, 'a signal')} after {count(epochs)}; all of it is saved."
+        self.what = f"Stopped by {names.get(signum, 'a signal')} after {count(epochs)}; all progress is saved."
         self.checkpoint, self.exit_code = checkpoint, 128 + (signum or signal.SIGTERM)
         super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".')
 
@@ -42,21 +42,21 @@ def count(epochs: int) -> str:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place, and move it there in one step when it is complete; raises OSError.
+    """Write a checkpoint beside its final path, and move it there in one step when complete; raises OSError.
 
     Lightning itself writes to the system's temporary folder first; from there a file may have to be copied, and a crash
-    may leave half a copy. It is a plugin: ``Trainer(plugins=[WholeCheckpointIO()])``.
+    may leave half a copy. Use it as a plugin: ``Trainer(plugins=[WholeCheckpointIO()])``.
     """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        content = io.BytesIO()  # torch.save into a file on a full disk does not say what was wrong
+        content = io.BytesIO()  # on a full disk torch.save into a file doesn't say what went wrong
         torch.save(checkpoint, content)
         write_whole(Path(path), content.getbuffer())
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its place, and move it there when it is on the disk; after an OSError the old one stays."""
+    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old one stays."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 class BestCheckpoint(ModelCheckpoint):
     """Keep the state with the lowest validation loss in `best.ckpt`; without `dirpath` Lightning chooses its folder.
 
-    A resumed run finds its best checkpoint in a folder that was moved or copied; in a new folder it looks for one anew.
+    A resumed run finds its best checkpoint even in a moved or copied folder; in a new folder the search starts over.
     """
 
     def __init__(self, dirpath: Path | None = None) -> None:
@@ -93,11 +93,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     The state is that of the end of an epoch, validation included, and the curves up to there are on disk before it is
     written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several processes
-    it is enough that one of them gets the signal. A second signal has its usual effect.
+    a signal to one of them is enough. A second signal has its usual effect.
 
     Args:
-        every_n_epochs: Epochs from one saving to the next.
-        dirpath: Folder of `last.ckpt`; None is Lightning's choice.
+        every_n_epochs: Epochs from one save to the next.
+        dirpath: Folder of `last.ckpt`; None lets Lightning choose it.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[LastCheckpoint(every_n_epochs=10)], plugins=[WholeCheckpointIO()])
@@ -122,7 +122,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, if it is time to or the run is to stop."""
+        """Save if a save is due or the run has to stop."""
         stop = bool(self._signal)
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -151,7 +151,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -> tuple[Path | None, str]:
-    """The folder of the run called `name`, and the checkpoint to resume or use: a file, or "" for a run that begins.
+    """The folder of the run called `name`, and the checkpoint to resume or use: a file, or "" for a fresh run.
 
     `ckpt_path` is a file, or "best" or "last" of that run or of the newest one in the folder `logs` that has saved any.
     """
@@ -179,18 +179,18 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
 
 
 def read(path: str, resume: bool) -> dict[str, Any]:
-    """Read a checkpoint, to resume it or for its weights, without running any code that the file may contain."""
+    """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         dict(checkpoint["state_dict"])  # `check` looks at the weights themselves
-    except Exception as error:  # torch.load raises whatever the damage leads to
+    except Exception as error:  # which one torch.load raises depends on the damage
         why = type(error).__name__
         raise UserError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
     if resume and "optimizer_states" not in checkpoint:
         raise UserError(f"{path} contains only weights; training can't resume from it.")
     for name, kind in (RESUMED | NOTED).items():
         if not isinstance(checkpoint.get(name, None if resume and name in RESUMED else kind()), kind):
-            raise UserError(f"{path} is damaged: its entry {name} is not a {kind.__name__}.")
+            raise UserError(f"{path} is damaged: its entry {name} is not of type {kind.__name__}.")
     return checkpoint
 
 

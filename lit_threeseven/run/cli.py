@@ -23,8 +23,8 @@ from lit_threeseven.run.options import UserError
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 
 DESCRIPTION = """
-Learn to tell handwritten threes from sevens. Without a subcommand this is the main job: fit, then test, then a short
-table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
+Learn to tell handwritten threes from sevens. Without a subcommand it does the main job: fit, then test, then a
+short table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
 validate and test measure a checkpoint, and predict writes its answer for each test image.
 """
 
@@ -68,14 +68,14 @@ class ThreeSevenCLI(LightningCLI):
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the Trainer's methods that are not the user's to give."""
+        """The subcommands, and the arguments of the Trainer's methods that are no options of them."""
         own = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = "Checkpoint to resume or use: a file, or best or last for that of the newest run."
-        name = "Name of the run: its folder is logs/NAME, fit resumes it if it has begun, and other subcommands use it."
+        checkpoint = "Checkpoint to resume from or use: a file, or best or last of the newest run."
+        name = "Name of the run, kept in logs/NAME: fit resumes it if it has begun, and other subcommands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
         parser.link_arguments("data.digits", "model.digits")
@@ -104,7 +104,7 @@ class ThreeSevenCLI(LightningCLI):
         fitting = self.subcommand == "fit" and not chosen.fast_dev_run
         if fitting and not self.run and Path(self.ckpt_path).parents[2:3] == (self.logs,):
             self.run = Path(self.ckpt_path).parent.parent
-        if not fitting or chosen.logger is False:  # there is no folder of a run to put it into
+        if not fitting or chosen.logger is False:  # there is no run folder to put it in
             self.save_config_callback = None
         kwargs["logger"] = False if chosen.logger is None else chosen.logger
         if chosen.logger is None and fitting:
@@ -175,7 +175,7 @@ class ThreeSevenCLI(LightningCLI):
         end["Training time"] = f"{self.fit_seconds:.1f} s, {checkpoints.count(trainer.current_epoch)}"
         last = checkpoint = self.last and str(Path(self.last.dirpath, "last.ckpt"))
         if last:
-            trainer.save_checkpoint(last)  # the last epoch need not be one of those that were saved
+            trainer.save_checkpoint(last)  # the last epoch may not have been saved yet
             checkpoint = self.best.best_model_path or last
             end["Checkpoint"] = os.path.relpath(checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -185,7 +185,7 @@ class ThreeSevenCLI(LightningCLI):
             metrics = trainer.test(self.model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
             rows["Images"] += f", {len(data.test):,} to test"
             rows |= metric_rows(metrics)
-        if last and trainer.is_global_zero:  # not before the test: a run killed in it is tested when it is resumed
+        if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
             finished = checkpoints.read(last, True) | {"finished": limits}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
@@ -242,8 +242,8 @@ def main(args: list[str] | None = None) -> None:
     except checkpoints.Stopped as stopped:
         if rank_zero_only.rank == 0:
             named = any(arg.partition("=")[0] == "--run" for arg in args)
-            more = "" if named else f" and --ckpt_path {stopped.checkpoint}"
-            print(f"lit-threeseven: {stopped.what} To resume, give the same command{more}", file=sys.stderr)
+            more = "" if named else f" with --ckpt_path {stopped.checkpoint}"
+            print(f"lit-threeseven: {stopped.what} To resume, run the same command{more}", file=sys.stderr)
         sys.exit(0 if launch.local_rank() else stopped.exit_code)  # Lightning takes other codes for failures
     except UserError as error:
         time.sleep(launch.GRACE if launch.local_rank() else 0)  # the first process's sentence is enough

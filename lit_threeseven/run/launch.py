@@ -1,4 +1,4 @@
-"""The processes of a run: what has started them, how they meet, and how long they wait for one another."""
+"""The processes of a run: what started them, how they meet, and how long they wait for one another."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ GRACE = 5  # seconds that other processes leave the first one on their machine t
 
 
 def take_devices(trainer: Namespace) -> None:
-    """Give the Trainer the processes that torchrun or srun has started."""
+    """Tell the Trainer how many processes torchrun or srun has started."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):

@@ -20,15 +20,15 @@ from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 
-# Options that decide where a training ends, beside those of model, optimizer and scheduler.
+# Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
 DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
 DECIDING += ["trainer.overfit_batches"]
 
-# What the system says of a full or damaged disk.
+# The system's errors for a full or damaged disk.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
-# Code that looks at its arguments only when it is used.
+# Code that checks its arguments only when it is used.
 LATE = ("torch.optim", "lightning.pytorch.callbacks", "lightning.pytorch.cli")
 
 # The parser's words for a type, and a person's.
@@ -49,7 +49,7 @@ class UserError(Exception):
 
 
 def check_files(args: Iterable[str]) -> None:
-    """Refuse files that are not YAML, whose aliases would multiply beyond measure, or with a number for a section."""
+    """Refuse a file that is not YAML, whose aliases could multiply endlessly, or that gives a number for a section."""
     for path in map(Path, filter(os.path.isfile, (arg.partition("=")[2] or arg for arg in args))):
         if path.suffix not in (".yaml", ".yml", ".json"):
             continue
@@ -71,13 +71,13 @@ def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
     for group, name in ((trainer, "default_root_dir"), (options.data, "data_dir"), (options, "ckpt_path")):
         if group[name]:
             if "://" in group[name]:
-                raise UserError(f"{name} must be on a disk of this machine, got {group[name]}.")
+                raise UserError(f"{name} must be a local path, got {group[name]}.")
             group[name] = os.path.expandvars(Path(group[name]).expanduser())
     some = ["max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"]
     for name in (*some, *(f"limit_{part}_batches" for part in work)):
         if trainer[name] == 0:
-            raise UserError(f"--trainer.{name} 0 leaves nothing to do; leave it out, or give more.")
-    if type(trainer.val_check_interval) is not int:  # which is steps, over epochs if need be
+            raise UserError(f"--trainer.{name} 0 leaves nothing to do; drop it, or give a larger number.")
+    if type(trainer.val_check_interval) is not int:  # a whole number counts steps, across epochs if need be
         trainer.check_val_every_n_epoch = check_every(trainer)
     if re.match("ddp_(spawn|fork|notebook)", str(trainer.strategy)):
         raise UserError(f"--trainer.strategy {trainer.strategy} is for notebooks; use ddp.")
@@ -95,7 +95,7 @@ def check_every(trainer: Namespace) -> int:
 
 
 def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
-    """What decides where a training ends: a run can't be resumed with anything else."""
+    """What decides where training ends: a run can't be resumed with anything else."""
     settings = {name: options[name] for name in DECIDING}
     settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
     if "train" in vars(data):
@@ -130,8 +130,8 @@ def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | 
     if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
         return (
             f"{error.filename or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
-            "others with --trainer.default_root_dir (logs and checkpoints) and --data.data_dir (MNIST). Everything "
-            "saved before is whole."
+            "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
+            "saved before is intact."
         )
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     late = frame.f_globals["__name__"].startswith(LATE)

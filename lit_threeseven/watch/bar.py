@@ -1,4 +1,4 @@
-"""`FitProgressBar`: how far a training is, at the terminal."""
+"""`FitProgressBar`: how far training has come, at the terminal."""
 
 import shutil
 import sys
@@ -36,7 +36,7 @@ class FitProgressBar(ProgressBar):
             total=total,
             initial=trainer.global_step,
             bar_format="Training |{bar:20}| {desc}" + (", {remaining} left" if total < float("inf") else ""),
-            miniters=1,  # or tqdm would guess after how many steps to look at the clock
+            miniters=1,  # or tqdm would guess how often to look at the clock
             ncols=columns,
             nrows=lines,
         )
@@ -45,7 +45,7 @@ class FitProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar.update(trainer.global_step - self._bar.n):  # it is time
+        if self._bar.update(trainer.global_step - self._bar.n):  # it is time to redraw
             self._bar.set_description_str(_text(trainer, trainer.current_epoch + 1))
 
     @override

@@ -1,4 +1,4 @@
-"""Pictures as matplotlib figures, opaque, and of tensors of any floating-point type; they need no display."""
+"""Pictures as opaque matplotlib figures, from tensors of any floating-point type; they need no display."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ INK, LINE = "#222222", "#b2182b"
 
 
 def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Figure:
-    """Draw in a palette centred on zero where ink speaks for the first digit, and where for the second.
+    """Draw where ink speaks for the first digit and where for the second, in a palette centred on zero.
 
     Args:
         W: ``(784, 1)``.
@@ -29,7 +29,7 @@ def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Fig
     limit = picture.abs().max().item() or 1.0
     figure, axes = _panel(4.6, f"{name}: red for {first}, blue for {second}", "column", "row")
     axes.set(xticks=[0, 27], yticks=[0, 27], anchor="W")
-    # the colour bar is a part of the picture: one in axes of its own would take as long as all else
+    # the colour bar is a part of the picture: in axes of its own it would take as long as everything else
     bar = torch.linspace(limit, -limit, 28).unsqueeze(1).expand(28, 2)
     axes.imshow(torch.cat([picture, torch.zeros(28, 1), bar], dim=1).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     for value, row in ((limit, 0), (0.0, 13.5), (-limit, 27)):
@@ -45,13 +45,13 @@ def images(x: Tensor, captions: Sequence[str], title: str) -> Figure:
     Args:
         x: ``(N, 784)`` or ``(N, 28, 28)``, 0 to 1; dark is 1.
         captions: N of them, short; a line break makes two lines.
-        title: What to write above all.
+        title: Text above the images.
     """
     rows = -(-len(x) // 6)
     paper = 0.1 + 0.9 * x.detach().float().cpu().reshape(-1, 28, 28)
     tiles = pad(paper, (1, 1, 11, 1, 0, 6 * rows - len(x)))  # to 40 × 30 pixels, as many as there is room for
     canvas = tiles.unflatten(0, (rows, 6)).transpose(1, 2).reshape(40 * rows, 180)
-    # one pair of axes for all of them: one for each would take longer than all else
+    # one pair of axes for all images: a pair for each would take longer than everything else
     figure = Figure(figsize=(5.4, 1.2 * rows + 0.4), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1.2 * rows / (1.2 * rows + 0.4)))
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -66,10 +66,10 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     """Draw how well the digits are told apart.
 
     Args:
-        kind: "confusion_matrix" is how many images of each digit are taken for which: below a probability of 0.5 for
-            the second. "roc", the receiver operating characteristic, and "precision_recall" are what is gained and
-            what is lost as that threshold goes down.
-        probability: Of the first digit, ``(N, 1)``, 0 to 1.
+        kind: "confusion_matrix" shows how many images of each digit are taken for which: below a probability of 0.5
+            for the second. "roc", the receiver operating characteristic, and "precision_recall" show what is gained
+            and lost as that threshold goes down.
+        probability: Probability of the first digit, ``(N, 1)``, 0 to 1.
         y: Labels, ``(N, 1)``: 1 for the first digit, 0 for the second.
         digits: The two digits.
     """

@@ -27,10 +27,10 @@ class TensorBoardPictures(L.Callback):
     - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
     - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
-      precision-recall curves. At a test the same, but no images.
+      precision-recall curves. After a test the same, but no images.
 
-    Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails there is one warning,
-    and no more of its kind; all others, and the training, continue.
+    Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails, there is one
+    warning and no more pictures of its kind; all others, and training, continue.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class TensorBoardPictures(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _collect(self, trainer: L.Trainer, probability: Any, batch: Any, *indices: int) -> None:
-        """Keep probability and label of all rows, ``(n, 2)``, and with the pixels of the hardest, ``(m, 786)``."""
+        """Keep probability and label of all rows, ``(n, 2)``, and of the hardest with pixels, ``(m, 786)``."""
         if not any(indices):  # begin anew: any validation may be the last one
             self._collected = []
             self._stage, self._step = (
@@ -81,7 +81,7 @@ class TensorBoardPictures(L.Callback):
             self._collected.append((rows.cpu(), torch.cat([rows[hardest], x[hardest].flatten(1)], dim=1).cpu()))
 
     def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the rows of all processes; each of them must call it, even if it has none."""
+        """Draw the rows of all processes; every process must call this, even one without rows."""
         shares, self._collected = [self._collected] * trainer.world_size, []
         if trainer.world_size > 1:
             distributed.all_gather_object(shares, shares[0])
@@ -119,7 +119,7 @@ class TensorBoardPictures(L.Callback):
 
 
 def hardest_first(rows: Tensor) -> Tensor:
-    """Which rows, ``(N, 2)`` or wider with probability and label in front, have the highest loss: at most `GRID`."""
+    """Which of the rows have the highest loss, at most `GRID`: ``(N, 2)`` or wider, probability and label first."""
     return (rows[:, 0] - rows[:, 1]).abs().topk(min(GRID, len(rows))).indices
 
 
