@@ -23,8 +23,8 @@ from lit_threeseven.run.options import UserError
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 
 DESCRIPTION = """
-Learn to tell handwritten threes from sevens. Without a subcommand it does the main job: fit, then test, then a
-short table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
+Learn to tell handwritten threes from sevens. Without a subcommand it does the main job: fit, then test, then a short
+table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
 validate and test measure a checkpoint, and predict writes its answer for each test image.
 """
 
@@ -68,7 +68,7 @@ class ThreeSevenCLI(LightningCLI):
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the Trainer's methods that are no options of them."""
+        """The subcommands, and the arguments of the Trainer's methods that are not options."""
         own = {"ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
 
