@@ -529,7 +529,7 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
         names, _, explanation = re.sub(r"\s{2,}", "\0", argument.strip(), count=1).partition("\0")
         assert re.search(r"[a-z]+ [a-z]+", explanation.split("(type:")[0]), names
     assert "Learning rate of plain gradient descent, above 0." in lines
-    assert re.search(r"Checkpoint to resume or use: a file, or best\s+or last", lines)
+    assert re.search(r"Checkpoint to resume from or use:\s+a\s+file,\s+or\s+best\s+or\s+last", lines)
 
 
 def test_help_without_a_subcommand_says_what_there_is(capsys):
