@@ -217,7 +217,7 @@ def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, log_ever
         """,
     )
     assert result.returncode == 1
-    assert re.fullmatch(r"lit-threeseven: error: .*No space left on device.* whole.*\n", result.stderr), result.stderr
+    assert re.fullmatch(r"lit-threeseven: error: .*No space left on device.* intact.*\n", result.stderr), result.stderr
     assert result.stdout == ""
     for name in ("last", "best"):
         checkpoint = tmp_path / f"kept/logs/version_0/checkpoints/{name}.ckpt"
