@@ -30,8 +30,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
             folder data.
         digits: The two digits to tell apart, 0 to 9. The first gets label 1, the second label 0. The bundled data
             holds 3 and 7.
-        batch_size: Images per training step, on all devices together. null (None) means all at once: one step per
-            epoch.
+        batch_size: Images per training step on all devices together. null (None) means all at once: one step per epoch.
         val_fraction: Fraction of the training images held out for validation, from 0 to less than 1, the same for both
             digits. With 0 all images are used for training and no validation runs.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
@@ -110,7 +109,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
             self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
-        """The training images, shuffled anew each epoch unless they are one batch.
+        """The training images, shuffled anew each epoch unless they are one batch or a few to overfit.
 
         Raises:
             ValueError: If `pixels` is "sparse" where that can't work.

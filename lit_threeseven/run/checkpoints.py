@@ -174,7 +174,7 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
     elif not ckpt_path and not fitting:
         raise UserError(f"{subcommand} needs a trained network: give --run NAME, or --ckpt_path FILE, best or last.")
     if ckpt_path and not Path(ckpt_path).is_file():
-        raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of the newest run.")
+        raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of a run.")
     return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""
 
 
@@ -197,7 +197,7 @@ def read(path: str, resume: bool) -> dict[str, Any]:
 def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted: dict[str, Any]) -> None:
     """Refuse a checkpoint without finite weights of this network, or made with a recipe other than `wanted`.
 
-    What a checkpoint doesn't say of itself is not compared; one of your own Trainer says less than one of a run.
+    What a checkpoint doesn't say about itself is not compared; one from your own Trainer says less than one from a run.
     """
     found = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -205,7 +205,7 @@ def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted:
         raise UserError(f"{path} holds another model: {found} instead of {expected}.")
     for name, weight in checkpoint["state_dict"].items():
         if weight.layout != torch.strided or not weight.is_floating_point() or not weight.isfinite().all():
-            raise UserError(f"{path} holds a {name} that is not made of finite numbers.")
+            raise UserError(f"{path} holds a {name} that is not a dense tensor of finite floats.")
     made_with = {"optimizer": checkpoint.get("optimizer", wanted.get("optimizer"))}
     for part, entry in (("model.", "hyper_parameters"), ("data.", "datamodule_hyper_parameters"), ("", "recipe")):
         made_with |= {part + name: value for name, value in checkpoint.get(entry, {}).items()}

@@ -74,8 +74,8 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = "Checkpoint to resume from or use: a file, or best or last of the newest run."
-        name = "Name of the run, kept in logs/NAME: fit resumes it if it has begun, and other subcommands use it."
+        checkpoint = "Checkpoint to resume from or use: a file, or best or last of --run or of the newest run."
+        name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other subcommands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
         parser.link_arguments("data.digits", "model.digits")

@@ -49,7 +49,7 @@ class UserError(Exception):
 
 
 def check_files(args: Iterable[str]) -> None:
-    """Refuse a file that is not YAML, whose aliases could multiply endlessly, or that gives a number for a section."""
+    """Refuse a file that is not YAML, whose aliases could multiply endlessly, or with no options in a section."""
     for path in map(Path, filter(os.path.isfile, (arg.partition("=")[2] or arg for arg in args))):
         if path.suffix not in (".yaml", ".yml", ".json"):
             continue
@@ -112,8 +112,8 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
 def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | None:
     """The sentence for an error that is the user's to fix; None for one that is ours.
 
-    Whatever fails before training begins is about what was given. So are arguments that are read later, a diverging
-    loss, a disk, and other processes.
+    Whatever fails before training begins is the user's to fix. So are arguments that are read later, a diverging loss,
+    a disk, and other processes.
     """
     text = " ".join(str(error).split())
     if isinstance(error, UserError | FloatingPointError):
@@ -160,7 +160,7 @@ def argument_sentence(message: str) -> str:
 
 def silence_libraries() -> None:
     """Silence what nobody at the terminal can act on, and print other warnings on one line each."""
-    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {' '.join(str(message).split())}\n"
     # TensorBoard's writer: what stops it is raised in the main thread too
     threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
     for name in ("lightning.pytorch", "lightning.fabric"):
