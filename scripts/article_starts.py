@@ -2,7 +2,7 @@
 
     python scripts/article_starts.py --starts 8
 
-The starts are columns of one W, so that one matrix product serves them all. Start k is that of
+The starts are columns of one W, so one matrix product serves them all. Start k is the same as with
 `lit-threeseven --config scripts/configs/article.yaml --seed_everything k`.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
     print(
         f"\nloss from {losses.min():.4f} to {losses.max():.4f}, median {losses.quantile(0.5):.4f}; "
         f"median training accuracy {accuracies.quantile(0.5):.1%}; {int((losses >= 0.6805).sum())} of {args.starts} "
-        "starts end at the article's printed 0.6805 or above"
+        "starts end at or above the article's 0.6805"
     )
 
 

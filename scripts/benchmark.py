@@ -1,9 +1,9 @@
-"""Time this package beside what it replaces, side by side in one run.
+"""Time this package beside what it replaces, in one run.
 
     python scripts/benchmark.py --json figures.json
 
-Timings alternate in one process after a warm-up, and each figure is the median over the rounds. Peak memory is that of
-separate processes. The exit code is 1 if a figure misses its target. `--quick` takes less than a minute; its figures
+Timings alternate in one process after a warm-up, and each figure is the median over the rounds. Peak memory is measured
+in separate processes. The exit code is 1 if a figure misses its target. `--quick` takes less than a minute; its figures
 are rough, so its targets are 1.6 times as high.
 """
 
@@ -138,7 +138,7 @@ def drawing(epochs: int) -> float:
 def trainer_fit(
     model: L.LightningModule, data: L.LightningDataModule | DataLoader, epochs: int, **options: Any
 ) -> float:
-    """Seconds of a plain Trainer's epochs, with TensorBoard curves and a checkpoint per epoch as is its custom."""
+    """Seconds of a plain Trainer's epochs, with its default TensorBoard curves and a checkpoint per epoch."""
     timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(
@@ -373,7 +373,7 @@ def missed(figures: dict[str, float], slack: float = 1.0) -> list[str]:
 
 
 def judged(figures: dict[str, float]) -> dict[str, float]:
-    """The targets that this machine can tell something about."""
+    """The targets that can be judged on this machine."""
     cached = figures.get(FROM_CACHE, 0) > IN_CACHE
     return {name: target for name, target in TARGETS.items() if not (cached and name.endswith("article's loop"))}
 
@@ -382,7 +382,7 @@ def report(rows: dict[str, float], figures: dict[str, float], quick: bool) -> in
     """Print the tables, and the missed targets on stderr; gives the exit code."""
     slack = QUICK_SLACK if quick else 1.0
     print(machine() + (" (quick: rough figures)" if quick else ""))
-    print("\nSeconds per epoch, or as it says\n")
+    print("\nTime per epoch, unless the row says otherwise\n")
     for name, seconds in rows.items():
         print(f"{name:62} {seconds * 1000:10.3f} ms" if seconds >= 1e-4 else f"{name:62} {seconds * 1e6:10.3f} µs")
     print(f"\n{'Figure':62} {'measured':>10} {'at most':>8}\n")

@@ -1,7 +1,7 @@
 """Make the bundled threes and sevens from any full MNIST root, byte for byte the same each time.
 
 python scripts/build_bundle.py ROOT            write them into the package
-python scripts/build_bundle.py ROOT --check    compare the shipped files with those that ROOT gives
+python scripts/build_bundle.py ROOT --check    compare the shipped files with those built from ROOT
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> int:
         same &= shipped
         print(f"{digest}  {name}  {'as shipped' if shipped else 'DIFFERS'}")
     if not same:
-        print("The bundle, or its sums in lit_threeseven/dataset.py, differ from this root's.", file=sys.stderr)
+        print("The bundle or its checksums in lit_threeseven/dataset.py do not match this root.", file=sys.stderr)
     return 0 if same else 1
 
 

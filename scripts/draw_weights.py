@@ -20,7 +20,7 @@ def main() -> None:
         model = LitThreeSeven.load_from_checkpoint(args.checkpoint, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         sys.exit(f"There is no file {args.checkpoint}.")
-    except Exception:  # whatever the content of a file leads to in torch or Lightning
+    except Exception:  # whatever torch or Lightning raises for a bad file
         sys.exit(f"{args.checkpoint} is not a lit-threeseven checkpoint, or is truncated.")
     try:
         figures.weights(model.W, model.digits).savefig(args.picture)

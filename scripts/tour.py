@@ -28,7 +28,7 @@ from lit_threeseven.watch import figures
 
 parser = argparse.ArgumentParser(description="Go through the network step by step, and write the pictures.")
 parser.add_argument("--out", type=Path, default=Path("tour"), help="folder for the pictures (default: tour)")
-args, _ = parser.parse_known_args()  # a notebook has arguments of its own
+args, _ = parser.parse_known_args()  # a notebook has its own arguments
 args.out.mkdir(parents=True, exist_ok=True)
 
 warnings.filterwarnings("ignore", module="lightning")
@@ -36,7 +36,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def show(figure: Figure, name: str) -> None:
-    """Write a picture, and show it where this is a notebook."""
+    """Write a picture, and show it in a notebook."""
     path = args.out / f"{name}.png"
     figure.savefig(path)
     print(f"picture: {path}")
@@ -79,7 +79,7 @@ images, labels = load(BUNDLED_ROOT, digits=(3, 7), train=True)
 test_images, test_labels = load(BUNDLED_ROOT, digits=(3, 7), train=False)
 threes, sevens = images[labels.squeeze(1) == 1], images[labels.squeeze(1) == 0]
 print(f"threes {tuple(threes.shape)}, sevens {tuple(sevens.shape)}, {images.dtype}, {images.min()} to {images.max()}")
-print(f"for the test {int(test_labels.sum()):,} threes and {int((1 - test_labels).sum()):,} sevens")
+print(f"test set: {int(test_labels.sum()):,} threes and {int((1 - test_labels).sum()):,} sevens")
 
 some = torch.cat([threes[:6], sevens[:6]])
 show(figures.images(some / 255, ["3"] * 6 + ["7"] * 6, "Threes and sevens"), "digits")
@@ -126,7 +126,7 @@ W, b = model.W.detach().clone().requires_grad_(), model.b.detach().clone().requi
 by_hand = sum(x[0, i] * W[i, 0] for i in range(784)) + b[0]
 product = x[:1] @ W + b
 print(f"summed pixel by pixel {by_hand.item():.6f}, as a matrix product {product.item():.6f}")
-print(f"sigmoid of it {sigmoid(product).item():.6f}, the module says {model(x[:1]).item():.6f}")
+print(f"its sigmoid {sigmoid(product).item():.6f}, the module's output {model(x[:1]).item():.6f}")
 torch.testing.assert_close(sigmoid(by_hand), model(x[:1])[0, 0], rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
@@ -143,7 +143,7 @@ print(f"predictions {tuple(prediction.shape)}, from {prediction.min():.3f} to {p
 # %% [markdown]
 # ## One step of gradient descent
 #
-# `loss.backward()` finds the slope of the loss by each weight: `W.grad`. A step against the slope makes the loss
+# `loss.backward()` finds the slope of the loss along each weight: `W.grad`. A step against the slope makes the loss
 # smaller. Written out, that slope is the product of the transposed rows with `2 (p - y) p (1 - p) / N`. The Trainer
 # takes the same step.
 

@@ -75,7 +75,7 @@ def mirror(small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torchvision's mirrors at a port on which nobody listens."""
+    """Point torchvision's mirrors at a port where nobody listens."""
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
@@ -92,7 +92,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             main(list(args))
         except SystemExit as end:
             code = end.code
-            if isinstance(code, str):  # what the interpreter does with it
+            if isinstance(code, str):  # the interpreter prints it and exits with 1
                 capsys.readouterr()
                 return 1, "", code
         captured = capsys.readouterr()

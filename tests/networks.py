@@ -1,6 +1,6 @@
-"""Networks of people who use only parts of the package, and what they do with them on several processes.
+"""Networks and loops of users who need only parts of the package.
 
-`python networks.py PROCESSES FILE` does all of it once and saves the results.
+`python networks.py PROCESSES FILE` runs all of them on several processes and saves the results.
 """
 
 import logging
@@ -80,7 +80,7 @@ class FrozenBias(LitThreeSeven):
         self.b.requires_grad_(False)
 
 
-# Each network with its loss, written once more.
+# Each network with its loss, written independently.
 NETWORKS: dict[type[LitThreeSeven], Loss] = {
     LitThreeSeven: lambda m, x, y, n: squared(torch.sigmoid(x @ m.W + m.b), y, n),
     OwnForward: lambda m, x, y, n: squared(torch.sigmoid(2 * x @ m.W - m.b), y, n),
@@ -104,7 +104,7 @@ def trained(network: type[LitThreeSeven], batch_size: int | None, devices: int =
 
 
 def by_hand(network: type[LitThreeSeven], batch_size: int | None, processes: int = 1) -> dict[str, Tensor]:
-    """The same weights by a loop over the shares of all processes: the loss is the mean of theirs."""
+    """The same weights from a plain loop: each step's loss is the mean of the losses of all processes' shares."""
     torch.manual_seed(0)
     model, loss_of = network(), NETWORKS[network]
     data = ThreeSevenDataModule(batch_size=batch_size)

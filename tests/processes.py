@@ -1,4 +1,4 @@
-"""The command line in processes of its own, which start quickly, see a world of any size, and may be killed."""
+"""The command line in separate processes that start quickly, form a world of any size, and may be killed."""
 
 import multiprocessing
 import os
@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Each process is a copy of a server that has done the imports.
@@ -41,7 +42,7 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     torch.set_num_threads(1)
     rank_zero_only.rank = int(
         environment.get("RANK") or environment.get("SLURM_PROCID") or 0
-    )  # it was found out when the server did its imports
+    )  # Lightning sets it on import, which happened in the server
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     cli.main(args)
@@ -118,6 +119,12 @@ class Job:
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: name to (step, value) in the order in which they stand there."""
+    """The scalars of a TensorBoard run: name to (step, value) pairs in the order in which they were written."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The last weights of the only run in a folder."""
+    (last,) = folder.glob("logs/*/checkpoints/last.ckpt")
+    return torch.load(last, weights_only=True)["state_dict"]

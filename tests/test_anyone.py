@@ -189,7 +189,7 @@ def first_batches(loader: Batches, passes: int) -> list[Tensor]:
     return [next(iter(loader)).x for _ in range(passes)]
 
 
-def test_each_pass_over_a_loader_is_an_epoch_with_an_order_of_its_own():
+def test_each_pass_over_a_loader_is_an_epoch_with_its_own_order():
     data = ThreeSevenDataModule(batch_size=64)
     first, second = first_batches(data.train_dataloader(), 2)
     again = first_batches(data.train_dataloader(), 2)
@@ -208,7 +208,7 @@ def test_set_epoch_chooses_the_order_of_an_epoch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, PROCESSES])
-def test_overfitting_holds_two_batches_and_learns_them_by_heart(on_three_processes, devices):
+def test_overfit_batches_repeats_the_same_two_batches_and_fits_them(on_three_processes, devices):
     if devices == 1:
         model = linear()
         fit(model, ThreeSevenDataModule(batch_size=64), overfit_batches=2, max_epochs=60)

@@ -60,7 +60,7 @@ def test_global_batches_are_the_same_on_any_number_of_processes(data):
     assert global_batches(1) == global_batches(2) == global_batches(3)
 
 
-def test_mean_over_processes_of_the_loss_is_that_of_the_global_batch(data):
+def test_mean_loss_over_processes_is_the_loss_of_the_global_batch(data):
     (whole,) = Batches(Shares(*data))
     shares = [next(iter(loader)) for loader in loaders_of(data, None, 3)]
     losses = [mean_squared_error(share.x[:, :1], share.y, share.divisor) for share in shares]

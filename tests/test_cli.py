@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from processes import curves, weights
 
 from lit_threeseven import LitThreeSeven, dataset
 from lit_threeseven.run import cli as cli_module
+from lit_threeseven.run.checkpoints import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 SHORT = ("--trainer.max_epochs", "20")
@@ -24,12 +25,7 @@ def value(table: str, name: str) -> str:
 
 def scalars(run: Path) -> dict[str, dict[int, float]]:
     """Every scalar of a TensorBoard run: name to step to value."""
-    events = EventAccumulator(str(run)).Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
-
-
-def weights(folder: Path, name: str = "last", version: int = 0) -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"logs/version_{version}/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+    return {tag: dict(pairs) for tag, pairs in curves(run).items()}
 
 
 def test_main_job_trains_tests_and_prints_a_table(cli):
@@ -51,15 +47,15 @@ def test_main_job_writes_curves_checkpoints_and_its_configuration(cli):
     run = cli.folder / "logs" / "version_0"
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert (run / "config.yaml").is_file()
-    curves = scalars(run)
-    assert {name for name in curves if "/" in name} == {
+    logged = scalars(run)
+    assert {name for name in logged if "/" in name} == {
         *("train/loss", "train/accuracy"),
         *("val/loss", "val/accuracy", "val/auroc"),
         *("test/loss", "test/accuracy", "test/auroc"),
     }
-    assert list(curves["train/loss"]) == list(range(19, 200, 20))
-    assert list(curves["val/loss"]) == list(range(9, 200, 10))
-    assert curves["train/loss"][199] < curves["train/loss"][19]
+    assert list(logged["train/loss"]) == list(range(19, 200, 20))
+    assert list(logged["val/loss"]) == list(range(9, 200, 10))
+    assert logged["train/loss"][199] < logged["train/loss"][19]
 
 
 def test_last_checkpoint_is_that_of_the_last_epoch(cli):
@@ -85,7 +81,7 @@ def test_main_job_reaches_98_2_percent_whatever_the_seed(cli, seed):
 
 
 @pytest.mark.slow
-def test_train_script_without_arguments_is_the_main_job_and_writes_nothing_but_its_table(tmp_path):
+def test_train_script_without_arguments_is_the_main_job_with_nothing_on_stderr(tmp_path):
     result = subprocess.run([sys.executable, TRAIN], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0
     assert result.stderr == ""
@@ -151,7 +147,7 @@ def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(cli, batch_size):
         *("--trainer.default_root_dir", "two", "--ckpt_path", "last"),
     )
     assert code == 0
-    assert value(table, "Checkpoint") == "two/logs/version_0/checkpoints/best.ckpt"  # it went on in its own folder
+    assert value(table, "Checkpoint") == "two/logs/version_0/checkpoints/best.ckpt"  # it resumed in its own folder
     straight, resumed = weights(cli.folder), weights(cli.folder / "two")
     assert torch.equal(straight["W"], resumed["W"])
     assert torch.equal(straight["b"], resumed["b"])
@@ -198,7 +194,7 @@ def test_logger_checkpoints_and_bar_can_be_switched_off(cli):
 
 @pytest.fixture
 def broken_checkpoints(cli):
-    """Files beside a run's checkpoint that are none."""
+    """A run, and beside it files that can't be used as its checkpoint."""
     cli("fit", *SHORT)
     good = cli.folder / "logs/version_0/checkpoints/best.ckpt"
     (cli.folder / "half.ckpt").write_bytes(good.read_bytes()[:3000])
@@ -275,11 +271,11 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--trainer.default_root_dir", "a_file"], "a_file/logs.* can't be used .*--trainer.default_root_dir"),
         (["--trainer.default_root_dir", "/proc/none"], "/proc/none.* can't be used"),
         (["--trainer.default_root_dir=s3://x/y"], "default_root_dir must be a local path, got s3://x/y"),
-        (["--trainer.accelerator", "gpu"], "gpu"),
+        (["--trainer.accelerator", "mps"], "MPSAccelerator. can not run on your system"),
         (["--trainer.accelerator", "tpu"], "torch_xla.*--trainer.accelerator tpu"),
         (["--trainer.precision", "transformer-engine"], "transformer_engine.*--trainer.precision"),
         (["--trainer.precision", "99"], "--trainer.precision must be 64, 32, 16 or .*'bf16' or null, got 99"),
-        (["--trainer.devices", "0"], "devices"),
+        (["--trainer.devices", "0"], "devices='0'.* is not a valid input"),
         (["--trainer.devices", "abc", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
         (["--trainer.devices", "null", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
         (["--trainer.max_epochs", "0"], "--trainer.max_epochs 0 leaves nothing to do"),
@@ -369,7 +365,7 @@ def test_a_checkpoint_with_a_damaged_entry_is_refused_and_the_run_stays_as_it_wa
     assert {file: file.read_bytes() for file in trained.folder.rglob("*") if file.is_file()} == before
 
 
-def test_home_folder_and_variables_in_paths_are_filled_in(cli, monkeypatch):
+def test_home_folder_and_variables_in_paths_are_expanded(cli, monkeypatch):
     monkeypatch.setenv("HOME", str(cli.folder / "home"))
     monkeypatch.setenv("PLACE", str(cli.folder / "place"))
     assert cli("fit", "--trainer.max_epochs", "1", "--trainer.default_root_dir=~/x")[0] == 0
@@ -389,7 +385,7 @@ def trained(cli):
     return cli
 
 
-def test_a_damaged_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_path, monkeypatch):
+def test_a_missing_bundle_ends_with_one_sentence_and_nothing_written(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "BUNDLED_ROOT", tmp_path / "absent")
     code, _, error = cli()
     assert code == 1
@@ -443,7 +439,7 @@ def test_part_of_the_test_images_can_be_predicted(cli):
     assert len((cli.folder / value(table, "Predictions")).read_text().splitlines()) == 129
 
 
-def test_validation_can_be_by_steps(cli):
+def test_validation_can_run_every_few_steps(cli):
     options = ("--data.batch_size", "1000", "--trainer.max_epochs", "3", "--trainer.val_check_interval", "15")
     code, _, errors = cli("fit", *options)
     assert (code, errors) == (0, "")
@@ -495,6 +491,13 @@ def test_a_scheduler_can_watch_the_validation_loss(cli):
     plateau = ("--lr_scheduler", "ReduceLROnPlateau", "--lr_scheduler.monitor", "val/loss")
     code, _, errors = cli("fit", "--trainer.max_epochs", "60", "--optimizer", "SGD", *plateau)  # validated every third
     assert (code, errors) == (0, "")
+    (scheduler,) = torch.load(cli.folder / "logs/version_0/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
+    assert scheduler["last_epoch"] == 20
+    assert scheduler["best"] == pytest.approx(min(scalars(cli.folder / "logs/version_0")["val/loss"].values()))
+
+
+def test_one_epoch_is_not_one_epochs():
+    assert (count(1), count(2000)) == ("1 epoch", "2,000 epochs")
 
 
 def test_a_trial_prediction_leaves_the_predictions_alone(trained):
@@ -532,7 +535,7 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
     assert re.search(r"Checkpoint to resume from or use:\s+a\s+file,\s+or\s+best\s+or\s+last", lines)
 
 
-def test_help_without_a_subcommand_says_what_there_is(capsys):
+def test_help_without_a_subcommand_describes_the_main_job_and_the_subcommands(capsys):
     with pytest.raises(SystemExit):
         cli_module.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())

@@ -20,7 +20,7 @@ def as_rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_hold_out_takes_the_same_share_of_both_digits():
+def test_hold_out_takes_the_same_fraction_of_both_digits():
     data = setup()
     assert len(data.train) == 12396 - 1239
     _, y = data.val.tensors
@@ -40,7 +40,7 @@ def test_hold_out_depends_on_the_seed_alone():
     assert not torch.equal(first.val.tensors[0], other.val.tensors[0])
 
 
-def test_without_a_hold_out_no_validation_runs():
+def test_without_a_hold_out_the_validation_loader_is_empty():
     assert setup(val_fraction=0).val_dataloader() == []
 
 
@@ -97,7 +97,7 @@ def test_arguments_out_of_range_are_refused_in_a_sentence(arguments, sentence):
         ThreeSevenDataModule(**arguments)
 
 
-def test_a_batch_size_above_the_set_s_is_the_full_batch_and_says_so_once(trainer):
+def test_a_batch_size_larger_than_the_training_set_is_a_full_batch_with_one_warning(trainer):
     data, model = ThreeSevenDataModule(batch_size=11158), LitThreeSeven()
     with pytest.warns(UserWarning, match="batch_size=11158 exceeds the 11157 training images") as said:
         trainer(max_epochs=3).fit(model, data)
@@ -137,7 +137,7 @@ def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(train
         ("predict_dataloader", 2038),
     ],
 )
-def test_a_loader_needs_no_call_of_setup(loader, rows):
+def test_a_loader_works_without_a_call_to_setup(loader, rows):
     data = ThreeSevenDataModule(batch_size=1000)
     assert sum(len(y) for _, y in getattr(data, loader)()) == rows
 
@@ -182,6 +182,6 @@ def test_images_of_other_digits_than_the_network_s_are_refused(trainer, small_mn
     assert torch.equal(model.W, start)
 
 
-def test_digits_in_the_other_order_are_other_digits(trainer):
+def test_digits_in_the_reverse_order_are_refused(trainer):
     with pytest.raises(ValueError, match=r"digits=\(7, 3\), and the network digits=\(3, 7\)"):
         trainer().test(LitThreeSeven(), ThreeSevenDataModule(digits=(7, 3)))

@@ -1,4 +1,4 @@
-"""Several processes, here of the CPU over gloo: the same weights, the same metrics, every row once."""
+"""Several CPU processes over gloo: the same weights, the same metrics, every row once."""
 
 import csv
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from build_bundle import idx_bytes
-from processes import Job, curves, free_port
+from processes import Job, curves, free_port, weights
 
 from lit_threeseven import dataset
 
@@ -18,11 +18,6 @@ RECIPES = {
     "one batch": ("--data.batch_size", "null", "--trainer.max_epochs", "100"),
     "batches that don't divide": ("--data.batch_size", "1001", "--trainer.max_epochs", "8"),
 }
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (last,) = folder.glob("logs/*/checkpoints/last.ckpt")
-    return torch.load(last, weights_only=True)["state_dict"]
 
 
 def predictions(folder: Path) -> list[list[float]]:
@@ -104,7 +99,7 @@ def test_three_processes_train_on_two_rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_your_own_plain_trainer_shares_exactly(tmp_path):
+def test_your_own_trainer_gives_the_same_results_on_three_devices(tmp_path):
     program = textwrap.dedent("""
         import sys
         import lightning as L

@@ -88,7 +88,7 @@ def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uni
         time.sleep(moments.uniform(0, duration))
         job.kill(signal.SIGKILL)
         code = job.wait()
-        if code == [0]:  # it was faster, and all of it has to be killed again
+        if code == [0]:  # it finished before the kill: start again
             assert_bit_identical(folder, expected)
             shutil.rmtree(folder)
         else:
@@ -179,7 +179,7 @@ def test_a_worker_that_is_killed_under_torchrun_is_restarted_and_resumes(uninter
 
 
 def in_a_small_folder(tmp_path: Path, script: str) -> subprocess.CompletedProcess:
-    """Run a shell script in a mount namespace where `small` is a disk of 1 MB, and keep what is then on it."""
+    """Run a shell script where the folder `small` is a 1 MB disk, and copy what is left on it to `kept`."""
     (tmp_path / "small").mkdir()
     script = textwrap.dedent(f"""
         mount -t tmpfs -o size=1m none small
@@ -313,7 +313,7 @@ CYCLE = ("--optimizer", "SGD", "--lr_scheduler", "OneCycleLR", "--lr_scheduler.m
     ],
     ids=["OneCycleLR", "LBFGS"],
 )
-def test_the_same_recipe_resumes_and_leaving_a_part_of_it_out_is_refused(cli, recipe):
+def test_the_same_recipe_resumes_and_an_incomplete_one_is_refused(cli, recipe):
     assert cli("fit", "--trainer.max_epochs", "3", *recipe)[0] == 0
     assert cli("fit", "--trainer.max_epochs", "5", *recipe, "--ckpt_path", "last")[0] == 0
     assert torch.load(last(cli.folder, "version_0"), weights_only=True)["epoch"] == 5
@@ -346,7 +346,7 @@ def test_a_run_in_a_folder_that_was_moved_keeps_its_best_checkpoint_there(cli):
     state = torch.load(last(cli.folder, "version_0"), weights_only=True)
     for name, part in state["callbacks"].items():
         if "val/loss" in name:
-            part["best_model_score"] = torch.tensor(0.0)  # which no later one is below
+            part["best_model_score"] = torch.tensor(0.0)  # no later loss is lower
     torch.save(state, last(cli.folder, "version_0"))
     code, table, errors = cli("--trainer.max_epochs", "44", "--ckpt_path", str(last(cli.folder, "version_0")))
     assert (code, errors) == (0, "")
@@ -367,7 +367,7 @@ def test_a_run_that_resumes_in_a_new_folder_finds_its_own_best_checkpoint(cli):
 
 
 @pytest.mark.parametrize("steps", [10, 7])  # of 5 in an epoch
-def test_a_run_resumed_within_limits_of_steps_ends_where_an_uninterrupted_one_does(cli, steps):
+def test_a_run_resumed_with_a_step_limit_ends_where_an_uninterrupted_one_does(cli, steps):
     command = ("fit", "--data.batch_size", "1000", "--trainer.limit_train_batches", "5")
     assert cli(*command, "--run", "straight", "--trainer.max_steps", "20")[0] == 0
     for max_steps in (steps, 20):
@@ -412,7 +412,7 @@ def test_a_run_killed_during_its_test_is_tested_when_it_resumes(cli, monkeypatch
     assert list(curves(cli.folder / "logs/r")["test/loss"])
 
 
-def test_two_processes_that_fit_the_same_run_don_t_mix_and_a_killed_one_does_not_block(cli, tmp_path):
+def test_two_processes_can_t_train_the_same_run_and_a_killed_one_does_not_block_it(cli, tmp_path):
     command = ("fit", "--run", "r", "--trainer.max_epochs", "1000000", "--trainer.check_val_every_n_epoch", "5")
     job = Job(cli.folder, *command)
     job.wait_until(lambda: last(cli.folder).exists())
@@ -429,7 +429,7 @@ def test_two_processes_that_fit_the_same_run_don_t_mix_and_a_killed_one_does_not
 @pytest.mark.parametrize(
     "options",
     [
-        ("--trainer.max_epochs", "2"),  # fewer than there are
+        ("--trainer.max_epochs", "2"),  # fewer than it has trained
         ("--trainer.max_epochs", "9", "--model.lr", "2"),
         ("--trainer.max_epochs", "60", "--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nope"),
     ],
@@ -466,7 +466,7 @@ def test_a_requeued_slurm_job_resumes_its_run(uninterrupted, tmp_path):
 
 
 def node(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """The environment in which Lightning expects a node's only process."""
+    """The environment variables of a node's only process, as Lightning expects them."""
     return {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -477,7 +477,7 @@ def node(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_nodes_that_disagree_about_their_number_end_with_a_sentence(tmp_path):
+def test_nodes_that_disagree_about_the_number_of_nodes_end_with_a_sentence(tmp_path):
     port = free_port()
     first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)], patience=15)
     second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)], patience=15)
@@ -491,10 +491,10 @@ def test_more_processes_than_torchrun_has_started_are_refused(tmp_path):
     job = Job(tmp_path, "fit", "--trainer.devices", "3", processes=2)
     assert job.wait() == [1, 1]
     assert re.search(r"`devices=3`.* does not match the world size .2.", job.outputs[0])
-    assert job.outputs[1] == job.outputs[0]  # said later, and only if nobody has ended it
+    assert job.outputs[1] == job.outputs[0]  # printed a little later, unless the process is ended first
 
 
-def test_a_left_over_local_rank_does_not_hide_the_sentence(tmp_path):
+def test_a_stale_local_rank_does_not_hide_the_sentence(tmp_path):
     job = Job(tmp_path, "fit", "--model.lr", "0", environments=[{"LOCAL_RANK": "1"}])
     assert job.wait() == [1]
     assert "lr must be a finite float32 above 0" in job.outputs[0]

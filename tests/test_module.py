@@ -166,7 +166,7 @@ def test_accumulation_clipping_and_precision_work_as_in_any_trainer(trainer, opt
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_lower_precision_learns_too_with_and_without_a_gradient_scaler(trainer, scaled):
+def test_mixed_precision_learns_with_and_without_a_gradient_scaler(trainer, scaled):
     record = Losses()
     options = {"precision": "bf16-mixed"}
     if scaled:
@@ -232,7 +232,7 @@ def test_a_scheduler_that_watches_a_training_metric_finds_it_after_every_step(tr
     assert len(set(record.losses)) == 3
 
 
-def test_training_stops_early_when_its_own_loss_stays(trainer):
+def test_early_stopping_on_the_training_loss_ends_the_run(trainer):
     run = trainer(max_epochs=50, callbacks=[EarlyStopping("train/loss", patience=2, min_delta=1.0)])
     run.fit(LitThreeSeven(), ThreeSevenDataModule())
     assert run.current_epoch == 3
@@ -314,7 +314,7 @@ def test_a_model_that_was_only_tested_can_be_saved(trainer, tmp_path, stage):
     assert torch.equal(loaded.W, model.W)
 
 
-def test_a_run_of_limited_steps_resumes_as_if_it_had_never_stopped(trainer, tmp_path):
+def test_a_run_with_a_step_limit_resumes_as_if_it_had_never_stopped(trainer, tmp_path):
     def run(checkpoint=None, **options):
         torch.manual_seed(0)
         model = LitThreeSeven()
@@ -339,6 +339,6 @@ def test_arguments_out_of_range_are_refused_in_a_sentence(name, value):
 
 
 @pytest.mark.parametrize("digits", [(3, 3), (3,), (3, 10)])
-def test_digits_that_are_not_two_are_refused_in_a_sentence(digits):
+def test_anything_but_two_different_digits_is_refused_in_a_sentence(digits):
     with pytest.raises(ValueError, match=r"digits must be two different digits from 0 to 9, such as \(3, 7\), got"):
         LitThreeSeven(digits=digits)

@@ -60,7 +60,7 @@ def test_some_rows_are_those_of_the_flattened_images(images, store):
 
 
 @pytest.mark.parametrize("pixels", ["dense", pytest.param("sparse", marks=needs_mkl)])
-def test_a_full_batch_can_be_copied_deeply(trainer, pixels):
+def test_a_full_batch_can_be_deep_copied(trainer, pixels):
     class Keeps(ThreeSevenDataModule):
         def train_dataloader(self):
             self.loader = super().train_dataloader()

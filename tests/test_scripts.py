@@ -27,7 +27,7 @@ def script(monkeypatch, capsys):
             runpy.run_path(str(SCRIPTS / name), run_name="__main__")
         except SystemExit as end:
             code = end.code
-            if isinstance(code, str):  # what the interpreter does with it
+            if isinstance(code, str):  # the interpreter prints it and exits with 1
                 return 1, "".join([*capsys.readouterr(), code])
         return code or 0, "".join(capsys.readouterr())
 
@@ -41,7 +41,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_bundle_is_made_of_the_threes_and_sevens_of_a_full_root(script, small_mnist, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "BUNDLED_ROOT", tmp_path / "bundled")
     code, output = script("build_bundle.py", small_mnist)
-    assert code == 1  # what it made is not the bundle whose sums the package knows
+    assert code == 1  # the checksums are not those of the shipped bundle
     assert output.count("DIFFERS") == 4
     first = contents(tmp_path / "bundled")
     made, full = MNIST(tmp_path / "bundled", train=True), MNIST(small_mnist, train=True)
@@ -52,9 +52,9 @@ def test_bundle_is_made_of_the_threes_and_sevens_of_a_full_root(script, small_mn
     assert contents(tmp_path / "bundled") == first
 
 
-def test_bundle_check_tells_the_shipped_files_from_others(script, small_mnist):
+def test_bundle_check_accepts_the_shipped_files_and_no_others(script, small_mnist):
     shipped = contents(dataset.BUNDLED_ROOT)
-    code, output = script("build_bundle.py", dataset.BUNDLED_ROOT, "--check")  # it holds all that a full root gives
+    code, output = script("build_bundle.py", dataset.BUNDLED_ROOT, "--check")  # the bundle can stand in for a full root
     assert code == 0
     assert output.count("as shipped") == 4
     code, output = script("build_bundle.py", small_mnist, "--check")
@@ -63,7 +63,7 @@ def test_bundle_check_tells_the_shipped_files_from_others(script, small_mnist):
     assert contents(dataset.BUNDLED_ROOT) == shipped
 
 
-def test_bundle_of_a_folder_that_is_no_root_is_refused_in_a_sentence(script, tmp_path):
+def test_building_the_bundle_from_a_folder_without_mnist_is_refused_in_a_sentence(script, tmp_path):
     code, output = script("build_bundle.py", tmp_path)
     assert code == 1
     assert "No such file" in output
@@ -162,7 +162,7 @@ def test_tour_goes_through_every_step(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, output = script("tour.py", "--out", tmp_path / "tour")
     assert code == 0
-    for fact in ("threes (6131, 28, 28), sevens (6265, 28, 28)", "x (12396, 784)", "for the test 1,010 threes"):
+    for fact in ("threes (6131, 28, 28), sevens (6265, 28, 28)", "x (12396, 784)", "test set: 1,010 threes"):
         assert fact in output
     for other in ("the formula", "the Trainer's step"):
         assert float(re.search(rf"largest difference from {other} (\S+)", output)[1]) < 1e-5
