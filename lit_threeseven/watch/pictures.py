@@ -71,9 +71,8 @@ class TensorBoardPictures(L.Callback):
         """Keep probability and label of all rows, ``(n, 2)``, and of the hardest with pixels, ``(m, 786)``."""
         if not any(indices):  # begin anew: any validation may be the last one
             self._collected = []
-            self._stage, self._step = (
-                ("test", trainer.global_step) if trainer.testing else ("val", trainer.global_step - 1)
-            )
+            self._stage = "test" if trainer.testing else "val"
+            self._step = trainer.global_step - (not trainer.testing)  # of the last update, as of the curves
         x, y, *_ = batch
         if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
             rows = torch.cat([probability, y], dim=1).float()
