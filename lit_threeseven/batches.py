@@ -5,7 +5,7 @@ dropped and none is seen twice; shares may differ by one row, or be empty. The o
 it is the same on any number of processes and after a resumed run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Shares(Dataset[Batch]):
         seed: Seed of the shuffling, 0 or above.
         rank: Rank of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
         world_size: Number of processes; None likewise.
-        sparse: Whether the pixels of a full batch are stored as `SparsePixels`.
+        store: Makes a batch's `x` out of its images.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Shares(Dataset[Batch]):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        sparse: bool = False,
+        store: Callable[[Tensor], Any] = flatten,
     ) -> None:
         self.images, self.y = images, y
         self.batch_size = min(batch_size or len(y), len(y))
-        self.shuffle, self.seed, self.sparse = shuffle and len(self) > 1, seed, sparse
+        self.shuffle, self.seed, self.store = shuffle and len(self) > 1, seed, store
         self.rank, self.world_size = rank, world_size
         self._full: Batch | None = None  # a full batch is made once
         self.set_epoch(0)
@@ -105,9 +105,8 @@ class Shares(Dataset[Batch]):
             rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
         rows = self._batches[i]
         share = rows.tensor_split(world_size)[rank]
-        pixels = SparsePixels if self.sparse and len(self) == 1 else flatten
         images, y = self.images.index_select(0, share), self.y.index_select(0, share)  # faster than images[share]
-        batch = Batch(pixels(images), y, len(rows), world_size)
+        batch = Batch(self.store(images), y, len(rows), world_size)
         if len(self) == 1:
             self._full = batch
         return batch

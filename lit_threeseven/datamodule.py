@@ -1,6 +1,7 @@
 """`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
 
 import warnings
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -13,6 +14,7 @@ from torch.utils.data import TensorDataset
 from lit_threeseven import dataset
 from lit_threeseven.batches import Batches, Shares
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
+from lit_threeseven.pixels import SparsePixels, WholePixels, flatten
 
 
 class ThreeSevenDataModule(L.LightningDataModule):
@@ -123,7 +125,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
         # overfit_batches means the same few batches again and again
         shuffle = not (trainer and trainer.overfit_batches)
-        return self._batches(train, shuffle=shuffle, sparse=self._sparse(batch == size))
+        return self._batches(train, self._sparse(batch == size), shuffle=shuffle)
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
@@ -155,12 +157,15 @@ class ThreeSevenDataModule(L.LightningDataModule):
             )
         return possible and self.pixels != "dense"
 
-    def _batches(self, split: TensorDataset, **options: Any) -> Batches:
+    def _batches(self, split: TensorDataset, sparse: bool = False, **options: Any) -> Batches:
         # Lightning recommends worker processes, but these loaders have no work for them
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
         images, y = (tensor.to(device) for tensor in split.tensors)
-        return Batches(Shares(images, y, self.batch_size, seed=self.seed, **options))
+        store: Any = SparsePixels if sparse else flatten
+        if self.trainer and getattr(self.trainer.lightning_module, "is_exact", False):
+            store = partial(WholePixels, sparse=sparse)
+        return Batches(Shares(images, y, self.batch_size, seed=self.seed, store=store, **options))
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

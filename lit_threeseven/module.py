@@ -1,17 +1,22 @@
 """`LitThreeSeven`: the weights, the step, the metrics and the optimizer."""
 
+import hashlib
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torchmetrics import MeanMetric, MeanSquaredError
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from lit_threeseven import exact
 from lit_threeseven.batches import Batch
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.functional import mean_squared_error, sigmoid
+from lit_threeseven.pixels import WholePixels
 
 PIXELS = 28 * 28
 
@@ -53,10 +58,14 @@ class LitThreeSeven(L.LightningModule):
                 raise ValueError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
         self.save_hyperparameters()
         self.lr, self.digits = lr, digits
-        self.W = nn.Parameter(torch.randn(PIXELS, 1) * init_std)
-        self.b = nn.Parameter(torch.randn(1) * init_std)
+        # numpy's generator gives the same bits on any machine; torch's, which seeds it, whole numbers only
+        random = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        self.W, self.b = (
+            nn.Parameter(torch.tensor(random.standard_normal(shape) * init_std, dtype=torch.get_default_dtype()))
+            for shape in ((PIXELS, 1), 1)
+        )
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
-        self._monitored = False
+        self.is_exact = self._monitored = False
 
     @property
     def example_input_array(self) -> Tensor:
@@ -72,19 +81,26 @@ class LitThreeSeven(L.LightningModule):
         Returns:
             ``(N, 1)`` in [0, 1].
         """
+        if isinstance(x, WholePixels):
+            return exact.probability(x, self.W, self.b).float()
         return sigmoid(x.flatten(1) @ self.W + self.b)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Prediction and loss of one batch; Lightning takes the gradient, and the optimizer updates."""
         x, y = batch
-        probability = self(x)
-        divisor = getattr(batch, "divisor", len(y))
-        loss = mean_squared_error(probability, y, divisor)
+        whole = isinstance(x, WholePixels)
+        if whole:
+            loss, accuracy = exact.Step.apply(self.W, self.b, batch)
+        else:
+            probability = self(x)
+            divisor = getattr(batch, "divisor", len(y))
+            loss = mean_squared_error(probability, y, divisor)
         every = self.trainer.log_every_n_steps
         if self._monitored or (every and (self.global_step + 1) % every == 0):
             self._check_finite()
-            accuracy = ((probability >= THRESHOLD) == y.bool()).sum() / divisor
-            self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, sync_dist=True)
+            if not whole:
+                accuracy = ((probability >= THRESHOLD) == y.bool()).sum() / divisor
+            self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, sync_dist=not whole)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -132,9 +148,32 @@ class LitThreeSeven(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Update, as usual; in `exact.Unfused`, once the gradient is there, if the bits must be the same everywhere."""
+        with ExitStack() as stack:
+
+            def closure() -> Any:
+                loss = optimizer_closure()
+                stack.enter_context(exact.Unfused())
+                return loss
+
+            super().optimizer_step(epoch, batch_idx, optimizer, closure if self.is_exact else optimizer_closure)
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        """Clip, as usual; by `exact.clip_norm` where the bits must be the same everywhere."""
+        if self.is_exact and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            exact.clip_norm(list(self.parameters()), gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         """Plain gradient descent: ``W -= lr * gradient``."""
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def digest(self) -> str:
+        """SHA-256 of `W` and `b` as little-endian float32, in hexadecimal: the same digest means the same bits."""
+        numbers = torch.cat([self.W.detach().flatten(), self.b.detach()]).cpu().numpy()
+        return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
 
     def setup(self, stage: str) -> None:
         """Refuse data of other digits: their labels would mean something else.
@@ -145,11 +184,20 @@ class LitThreeSeven(L.LightningModule):
         digits = getattr(self.trainer.datamodule, "digits", self.digits)
         if tuple(digits) != tuple(self.digits):
             raise ValueError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
+        plain = vars(type(self)).get("takes_sparse_pixels") and all(
+            getattr(type(self), name) is getattr(LitThreeSeven, name) for name in ("forward", "training_step")
+        )
+        float64 = self.trainer.precision == "32-true" and self.trainer.strategy.root_device.type != "mps"
+        self.is_exact = bool(torch.are_deterministic_algorithms_enabled() and plain and float64)
+        if self.is_exact:
+            self.val_metrics, self.test_metrics = exact.metrics(), exact.metrics()
 
     def on_train_start(self) -> None:
         """Log at every step if a callback or scheduler watches a training metric."""
         watchers = [*self.trainer.callbacks, *self.trainer.lr_scheduler_configs]
         self._monitored = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
+        if torch.are_deterministic_algorithms_enabled():
+            exact.prepare(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save non-finite weights, and note the optimizer's name."""

@@ -6,6 +6,7 @@ sparse row (CSR) format, stored once by rows and once by columns.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class SparsePixels:
     def __init__(self, images: Tensor) -> None:
         pixels = images.flatten(1)
         self.shape = pixels.shape
-        self.by_rows, self.by_columns = _csr(pixels), _csr(pixels.t().contiguous())
+        self.by_rows, self.by_columns = (csr(part, scale) for part in (pixels, pixels.t()))
 
     def __matmul__(self, W: Tensor) -> Tensor:
         """Multiply by ``(784, K)``, which may require a gradient; gives ``(N, K)``."""
@@ -56,10 +57,32 @@ class SparsePixels:
         """Some rows, ``(M,)`` int64, as a dense matrix, ``(M, 784)``."""
         chosen = torch.zeros(self.shape[0], len(rows))
         chosen[rows, torch.arange(len(rows))] = 1
-        return _multiply(self.by_columns, chosen).t()
+        return multiply(self.by_columns, chosen).t()
 
     def __deepcopy__(self, memo: dict) -> "SparsePixels":
         return self
+
+
+class WholePixels(SparsePixels):
+    """Pixels as whole numbers, 0 to 255, in float64, dense or sparse, for the exact step (`exact.py`).
+
+    Args:
+        images: ``(N, 28, 28)`` uint8.
+        sparse: Whether to store them as a sparse matrix, with the needs of `SparsePixels`.
+    """
+
+    def __init__(self, images: Tensor, sparse: bool = False) -> None:
+        self.bytes = images.flatten(1)
+        self.shape = self.bytes.shape
+        if sparse:
+            self.by_rows, self.by_columns = (csr(part, Tensor.double) for part in (self.bytes, self.bytes.t()))
+        else:
+            self.by_rows = self.bytes.double()
+            self.by_columns = self.by_rows.t()
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Some rows, ``(M,)`` int64, as float32 in [0, 1], ``(M, 784)``."""
+        return scale(self.bytes[rows])
 
 
 class _Product(torch.autograd.Function):
@@ -68,24 +91,26 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, x: SparsePixels) -> Tensor:
         ctx.x = x
-        return _multiply(x.by_rows, W)
+        return multiply(x.by_rows, W)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _multiply(ctx.x.by_columns, gradient), None
+        return multiply(ctx.x.by_columns, gradient), None
 
 
-def _multiply(csr: Tensor, dense: Tensor) -> Tensor:
+def multiply(matrix: Tensor, dense: Tensor) -> Tensor:
+    """A matrix, CSR or dense, times a dense one, by the fastest product."""
     if dense.shape[1] == 1:  # half the time of `mm`
-        return torch.mv(csr, dense.squeeze(1)).unsqueeze(1)
-    return torch.mm(csr, dense)
+        return torch.mv(matrix, dense.squeeze(1)).unsqueeze(1)
+    return torch.mm(matrix, dense)
 
 
-def _csr(pixels: Tensor) -> Tensor:
+def csr(pixels: Tensor, number: Callable[[Tensor], Tensor]) -> Tensor:
+    """A matrix of bytes in CSR format; `number` makes floating-point numbers of them, and keeps zeros."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        csr = pixels.to_sparse_csr()
+        matrix = pixels.contiguous().to_sparse_csr()
         # MKL's product takes 32-bit indices; torch makes 64-bit ones
-        crow, col = csr.crow_indices().int(), csr.col_indices().int()
-        return torch.sparse_csr_tensor(crow, col, scale(csr.values()), csr.shape, check_invariants=False)
+        crow, col = matrix.crow_indices().int(), matrix.col_indices().int()
+        return torch.sparse_csr_tensor(crow, col, number(matrix.values()), matrix.shape, check_invariants=False)

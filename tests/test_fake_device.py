@@ -1,0 +1,153 @@
+"""Training and evaluation on a device other than the CPU, on a machine that has none.
+
+torch's fake tensors have a device and a shape but no numbers, and refuse to mix devices as those of a GPU do. So what
+is tested here is where every tensor lies, not what is computed. A scalar on the CPU may be mixed in, as on a GPU.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents no public name for it
+from torch.utils.data import TensorDataset
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, module
+from lit_threeseven.batches import Batch, Shares
+
+# Of torch's devices this is one that needs neither a driver nor a special build. A fake "cuda" needs both: without them
+# `backward` ends in "hasPrimaryContext expects a valid device index", or the interpreter is aborted.
+DEVICE = "lazy:0"
+
+
+class Prepared:
+    """A network on `DEVICE` and its data, as a Trainer has them when it begins; in a `with`, new tensors are fake, too.
+
+    Args:
+        data_device: Where the data is put.
+        options: Those of the data module.
+    """
+
+    def __init__(self, data_device: str = DEVICE, **options) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.model, self.data, self.logged = LitThreeSeven(), ThreeSevenDataModule(**options), {}
+        self.model.trainer = self.data.trainer = SimpleNamespace(
+            strategy=SimpleNamespace(root_device=torch.device(data_device), barrier=lambda: None),
+            datamodule=self.data,
+            lightning_module=self.model,
+            precision="32-true",
+            world_size=1,
+            overfit_batches=1,  # no shuffling: numpy's numbers would be real
+            log_every_n_steps=1,
+            global_step=0,
+        )
+        self.data.setup()
+        self.model.setup("fit")
+        for name in ("train", "val", "test"):
+            tensors = getattr(self.data, name).tensors
+            setattr(self.data, name, TensorDataset(*(self.mode.from_tensor(tensor) for tensor in tensors)))
+        # Not `to(DEVICE)`: torch 2.9 would really copy. This reaches the metrics' tensors, too.
+        self.model._apply(lambda tensor: self.mode.from_tensor(tensor).to(DEVICE))
+        self.model.log_dict = lambda values, **options: self.logged.update(values)
+        self.model._check_finite = lambda: None  # it asks for numbers
+
+    def __enter__(self) -> "Prepared":
+        self.mode.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.mode.__exit__(*error)
+
+    def batch(self, name: str) -> Batch:
+        """The first batch of a loader, moved as Lightning does; the loader itself would begin with a random number."""
+        return getattr(self.data, f"{name}_dataloader")().dataset[0].to(DEVICE)
+
+
+def train(*args, **options) -> tuple[Prepared, Batch]:
+    """Take one step: loss, gradient and update, in Lightning's order."""
+    with Prepared(*args, **options) as run:
+        batch = run.batch("train")
+
+        def closure():
+            loss = run.model.training_step(batch, 0)
+            loss.backward()
+            return loss
+
+        run.model.optimizer_step(0, 0, run.model.configure_optimizers(), closure)
+    return run, batch
+
+
+def devices(*tensors: Tensor) -> set[str]:
+    return {str(tensor.device) for tensor in tensors}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "deterministic"])
+def deterministic(request):
+    """Choose each of the two steps, as `Trainer(deterministic=...)` does."""
+    torch.use_deterministic_algorithms(request.param)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_loss_gradient_and_update_stay_on_the_device(deterministic, batch_size):
+    run, batch = train(batch_size=batch_size)
+    assert isinstance(batch.x, Tensor) != deterministic
+    W, b = run.model.W, run.model.b
+    assert devices(W, b, W.grad, b.grad, run.logged["train/loss"], run.logged["train/accuracy"]) == {DEVICE}
+
+
+def test_a_batch_made_on_the_cpu_trains_on_the_device():
+    run, batch = train("cpu", pixels="dense")
+    assert devices(batch.x, batch.y, run.model.W, run.model.W.grad) == {DEVICE}
+
+
+def test_evaluation_and_prediction_stay_on_the_device(deterministic):
+    with Prepared() as run:
+        run.model.validation_step(run.batch("val"), 0)
+        run.model.test_step(run.batch("test"), 0)
+        found = [*run.model.predict_step(run.batch("predict"), 0).values()]
+        for stage in ("val", "test"):
+            loss, accuracy, auroc = (run.logged[f"{stage}/{name}"] for name in ("loss", "accuracy", "auroc"))
+            # The AUROC is not computed: what shapes that takes depends on numbers.
+            found += [loss.compute(), accuracy.compute(), *auroc.preds, *auroc.target]
+    assert devices(*found) == {DEVICE}
+
+
+def on_the_cpu_in_the_prediction(monkeypatch):
+    sigmoid = module.sigmoid
+    monkeypatch.setattr(module, "sigmoid", lambda x: sigmoid(x) + torch.zeros(len(x), 1))
+
+
+def on_the_cpu_in_the_gradient(monkeypatch):
+    sigmoid = module.sigmoid
+
+    def faulty(x):
+        x.register_hook(lambda gradient: gradient + torch.zeros(len(gradient), 1))
+        return sigmoid(x)
+
+    monkeypatch.setattr(module, "sigmoid", faulty)
+
+
+def on_the_cpu_in_the_order_of_rows(monkeypatch):
+    monkeypatch.setattr(Shares, "set_epoch", lambda self, epoch: setattr(self, "_batches", [torch.arange(9)]))
+
+
+def on_the_cpu_in_the_batch(monkeypatch):
+    monkeypatch.setattr(Batch, "to", lambda self, device: replace(self, x=self.x.cpu(), y=self.y.cpu()))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        on_the_cpu_in_the_prediction,
+        on_the_cpu_in_the_gradient,
+        on_the_cpu_in_the_order_of_rows,
+        on_the_cpu_in_the_batch,
+    ],
+)
+def test_a_tensor_left_on_the_cpu_would_be_noticed(monkeypatch, fault):
+    fault(monkeypatch)
+    with pytest.raises(RuntimeError, match=r"two .*devices.*(lazy:0.*cpu|cpu.*lazy:0)"):
+        train()
