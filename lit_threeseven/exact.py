@@ -145,6 +145,6 @@ def prepare(module: Any) -> None:
     has = [type(part).__name__ for part in (module, trainer.datamodule, *trainer.optimizers)]
     if not (exact and ELEMENTWISE.issuperset(has[2:])):
         rank_zero_warn(
-            "deterministic=True gives the same bits on all devices only for LitThreeSeven's step, ThreeSevenDataModule, "
+            "deterministic=True gives the same bits everywhere only for LitThreeSeven's step, ThreeSevenDataModule, "
             f"32-true and optimizers elementwise as Adam; this run has {', '.join(has)} and {trainer.precision}."
         )

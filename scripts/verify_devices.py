@@ -1,100 +1,128 @@
-"""Check that training on several devices gives the same results as on one.
+"""Check a machine or a cluster: does training give the published bits there, on one device and on several?
 
     python scripts/verify_devices.py                                       # this machine's GPUs, or CPU processes
-    python scripts/verify_devices.py --devices 2 3 4 --accelerator cpu
+    python scripts/verify_devices.py --devices 1 2 3 4 --accelerator cpu
     python scripts/verify_devices.py --launch 'srun -N 2 python'           # through SLURM, from a shared folder
 
-Each line of the table compares a recipe on several devices with the same recipe on one device of this machine. The exit
-code is 0 if all differences are within the tolerances, otherwise 1.
+Each line of the table is a run with `--trainer.deterministic true`, and ends with the digest of its weights. Compared
+are the digest, the loss of each step, every other logged value and every prediction, with those in verify_devices.json.
+The exit code is 0 if all are equal, otherwise 1.
 """
 
 import argparse
 import csv
-import os
+import hashlib
+import json
 import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 
 TRAIN = Path(__file__).with_name("train.py")
-RECIPES = {"one batch": "null", "batches of 4,000": "4000"}
-WEIGHTS_TOLERANCE = 1e-5  # largest difference, relative to the largest weight
-METRICS_TOLERANCE = 1e-6  # largest difference of any logged value and of any predicted probability
+PUBLISHED = Path(__file__).with_suffix(".json")
+RECIPES = {
+    "one batch": ["--data.batch_size", "null", "--trainer.max_epochs", "100"],
+    "batches of 4,000": ["--data.batch_size", "4000", "--trainer.max_epochs", "30"],
+}
 
 
-def run(launch: list[str], folder: Path, options: list[str]) -> dict[str, object]:
-    """Train, test and predict; returns the weights, the logged values and the predictions."""
-    place = ["--trainer.default_root_dir", str(folder)]
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    for command in (options, ["predict", "--ckpt_path", "last", *options[:4]]):
-        result = subprocess.run(
-            [*launch, str(TRAIN), *command, *place], capture_output=True, text=True, env=environment, check=False
-        )
-        if result.returncode:
-            sys.exit(f"{shlex.join([*launch, str(TRAIN), *command, *place])} failed:\n{result.stderr}")
-    (run_folder,) = (folder / "logs").iterdir()
-    events = EventAccumulator(str(run_folder), size_guidance={"scalars": 0}).Reload()
-    with (run_folder / "checkpoints" / "last.predictions.csv").open() as file:
-        rows = [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
+def run(launch: list[str], options: list[str], folder: Path) -> dict[str, Any]:
+    """Train, test and predict; gives what is published: the digest, the losses, and a checksum of all other values."""
+    place = ["--trainer.default_root_dir", str(folder), "--trainer.deterministic", "true"]
+    logger = [
+        "--trainer.logger",
+        "CSVLogger",
+        "--trainer.logger.save_dir",
+        str(folder),
+        "--trainer.logger.name",
+        "logs",
+    ]
+    output = execute([*launch, str(TRAIN), *options, *place, *logger, "--trainer.log_every_n_steps", "1"])
+    execute([*launch, str(TRAIN), "predict", "--ckpt_path", "last", *options, *place])
+    with next(folder.glob("logs/*/metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    losses = {int(row["step"]): float(row.pop("train/loss")) for row in rows if row["train/loss"]}
+    rest = repr([sorted(row.items()) for row in rows]) + next(folder.glob("logs/*/checkpoints/*.csv")).read_text()
     return {
-        "weights": torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"],
-        "metrics": {
-            (tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)
-        },
-        "predictions": torch.tensor(rows, dtype=torch.float64),
+        "digest": output.split()[-1],
+        "losses": [losses[step] for step in sorted(losses)],
+        "other values": hashlib.sha256(rest.encode()).hexdigest(),
     }
 
 
-def compare(one: dict, many: dict) -> dict[str, float]:
-    """The largest differences; infinite if a value is missing or appears twice."""
-    weights = max(((many["weights"][k] - w).abs().max() / w.abs().max()).item() for k, w in one["weights"].items())
-    same = one["metrics"].keys() == many["metrics"].keys()
-    metrics = max(abs(many["metrics"][key] - value) for key, value in one["metrics"].items()) if same else float("inf")
-    same = one["predictions"].shape == many["predictions"].shape
-    predictions = (one["predictions"] - many["predictions"]).abs().max().item() if same else float("inf")
-    return {"weights": weights, "metrics": metrics, "predictions": predictions}
+def execute(command: list[str]) -> str:
+    """What a command prints; if it fails, so does this script."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{shlex.join(command)} failed:\n{result.stderr}")
+    return result.stdout
+
+
+def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """In words what differs; empty if nothing does."""
+    for step, (loss, other) in enumerate(zip(found["losses"], expected["losses"], strict=False)):
+        if loss != other:
+            return f"the loss of step {step}: {loss!r} instead of {other!r}"
+    return ", ".join(name for name, value in expected.items() if found[name] != value)
+
+
+def steps_without_waiting(accelerator: str = "cuda") -> None:
+    """Train on one GPU, with an error if a step between two log steps waits for it."""
+
+    class NoWaiting(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error" if trainer.global_step in range(5, 15) else "default")
+
+    data = ThreeSevenDataModule(val_fraction=0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator=accelerator, devices=1, max_epochs=20, callbacks=[NoWaiting()], **options)
+    trainer.fit(LitThreeSeven(), data)
 
 
 def main() -> None:
     """Run, compare, and print the table and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    parser.add_argument("--devices", type=int, nargs="+", default=[gpus] if gpus > 1 else [2, 3], metavar="N")
-    parser.add_argument("--accelerator", default="auto" if gpus > 1 else "cpu", help="as for train.py")
-    parser.add_argument("--epochs", type=int, default=100)
+    several = [1, gpus] if gpus > 1 else [1] if gpus else [1, 2, 3]
+    parser.add_argument("--devices", type=int, nargs="+", default=several, metavar="N")
+    parser.add_argument("--accelerator", default="auto" if gpus else "cpu", help="as for train.py")
+    parser.add_argument("--launch", type=shlex.split, help="command before scripts/train.py, instead of --devices")
     parser.add_argument(
-        "--launch", type=shlex.split, help="command to put before scripts/train.py, instead of --devices"
+        "--publish", action="store_true", help="write verify_devices.json, from a run on one CPU device"
     )
     args = parser.parse_args()
 
-    trials = {"launched": (args.launch, [])} if args.launch else {}
-    trials = trials or {f"{n} devices": ([sys.executable], ["--trainer.devices", str(n)]) for n in args.devices}
-    tolerances = {"weights": WEIGHTS_TOLERANCE, "metrics": METRICS_TOLERANCE, "predictions": METRICS_TOLERANCE}
+    python, accelerator = [sys.executable], ["--trainer.accelerator", args.accelerator]
+    trials = {f"{n} device{'s' * (n > 1)}": (python, [*accelerator, "--trainer.devices", str(n)]) for n in args.devices}
+    if args.launch:
+        trials = {"launched": (args.launch, accelerator)}
+    if args.publish:
+        trials = {"1 device": (python, ["--trainer.accelerator", "cpu", "--trainer.devices", "1"])}
+    published = {} if args.publish else json.loads(PUBLISHED.read_text())
     good = True
-    print(f"{'recipe':18} {'trial':12} {'steps':>6} {'test images':>12}" + "".join(f"{t:>13}" for t in tolerances))
-    for recipe, batch_size in RECIPES.items():
-        options = ["--trainer.accelerator", args.accelerator]
-        rest = ["--data.batch_size", batch_size, "--trainer.max_epochs", str(args.epochs)]
-        rest += ["--trainer.log_every_n_steps", "5"]
-        results = {}
-        for trial, (launch, devices) in {"1 device": ([sys.executable], ["--trainer.devices", "1"]), **trials}.items():
+    print(f"{'recipe':18} {'trial':12} {'steps':>5}  {'digest':64}")
+    for recipe, options in RECIPES.items():
+        for trial, (launch, devices) in trials.items():
             # processes launched on other machines need to find this folder, as they do the script
             with tempfile.TemporaryDirectory(prefix=".verify-", dir=Path.cwd() if args.launch else None) as folder:
-                results[trial] = run(launch, Path(folder), [*options, *devices, *rest])
-            steps = 1 + max(step for tag, step in results[trial]["metrics"] if tag == "train/loss")
-            line = f"{recipe:18} {trial:12} {steps:6,} {len(results[trial]['predictions']):12,}"
-            if trial != "1 device":
-                differences = compare(results["1 device"], results[trial])
-                bad = [name for name, value in differences.items() if not value <= tolerances[name]]
-                good &= not bad
-                line += "".join(f"{value:13.1e}" for value in differences.values())
-                line += "   same" if not bad else f"   DIFFERENT: {', '.join(bad)}"
-            print(line, flush=True)
-    print("No difference." if good else "Results differ between devices.")
+                found = run(launch, [*options, *devices], Path(folder))
+            what = difference(found, published.setdefault(recipe, found))
+            good &= not what
+            verdict = f"DIFFERENT: {what}" if what else "as published"
+            print(f"{recipe:18} {trial:12} {len(found['losses']):5}  {found['digest']}  {verdict}", flush=True)
+    if args.publish:
+        PUBLISHED.write_text(json.dumps(published, indent=1) + "\n")
+    elif torch.cuda.is_available() and args.accelerator != "cpu":
+        steps_without_waiting()
+        print("Between log steps no step waits for the GPU.")
+    print("All bits are the published ones." if good else "Bits differ from the published ones.")
     sys.exit(not good)
 
 
