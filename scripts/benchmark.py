@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,10 @@ TILES_BATCH = 256
 TARGETS = {
     "main recipe / article's loop": 0.50,
     "main recipe / usual way": 1 / 40,
+    "main recipe, deterministic / article's loop": 0.65,
     "step alone / article's loop": 0.30,
     "batches of 64: ours / usual way": 0.60,
+    "batches of 64: ours, deterministic / ours": 1.3,
     "time per image: many times the size / once": 1.2,
     "memory per image (KB)": 1.1,
     "main job's memory beyond lightning's (MB)": 200,
@@ -119,12 +121,20 @@ def step_alone(x: Tensor | SparsePixels, y: Tensor, epochs: int) -> float:
     return time.perf_counter() - start
 
 
-def main_recipe(epochs: int) -> float:
+@contextlib.contextmanager
+def determinism_undone() -> Iterator[None]:
+    """Switch off again what a `Trainer(deterministic=True)` switches on for the whole process."""
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def main_recipe(epochs: int, *options: str) -> float:
     """Seconds of the main recipe's whole fit: reading, training, validation, curves and checkpoints."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return ThreeSevenCLI(
-            ["fit", "--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)]
-        ).fit_seconds
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), determinism_undone():
+        place = ["--trainer.default_root_dir", folder, "--trainer.max_epochs", str(epochs)]
+        return ThreeSevenCLI(["fit", *place, *options]).fit_seconds
 
 
 def drawing(epochs: int) -> float:
@@ -163,7 +173,8 @@ def ours(batch_size: int | None, epochs: int, times: int = 1, **options: Any) ->
     """Seconds of the same Trainer with this package."""
     data = Tiled(batch_size=batch_size, val_fraction=0)
     data.times = times
-    return trainer_fit(LitThreeSeven(), data, epochs, **options)
+    with determinism_undone():
+        return trainer_fit(LitThreeSeven(), data, epochs, **options)
 
 
 def bandwidth(size: int = 2**28) -> float:
@@ -298,12 +309,13 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
             "a  article's loop": (lambda n: article(x, y, n), epochs // 4),
             "b  Trainer, DataLoader, full batch": (lambda n: usual(x, y, None, n), few),
             "c  main recipe, everything on": (main_recipe, epochs),
+            "c  the same, deterministic": (lambda n: main_recipe(n, "--trainer.deterministic", "true"), epochs),
             "d  its step alone": (lambda n: step_alone(stored, stored_y, n), epochs // 4),
         },
         rounds,
     )
     rounds = 1 if quick else 5
-    a, b, c, d = rows.values()
+    a, b, c, exact, d = rows.values()
     memory = bandwidth()
     rows["e  floor: reading the pixels once"] = size_of(stored) / memory
 
@@ -311,6 +323,10 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     for batch_size in (64, 256):
         batches[f"f  batches of {batch_size}, usual way"] = (lambda n, s=batch_size: usual(x, y, s, n), few // 2)
         batches[f"f  batches of {batch_size}, ours"] = (lambda n, s=batch_size: ours(s, n), few // 2)
+        batches[f"f  batches of {batch_size}, ours, deterministic"] = (
+            lambda n, s=batch_size: ours(s, n, deterministic=True),
+            few // 2,
+        )
     mini = alternate(batches, min(rounds, 3))
     rows |= mini
 
@@ -337,8 +353,12 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
         "main recipe / article's loop": c / a,
         "main recipe / article's loop, per image": c / len(data.train) / (a / len(whole.train)),
         "main recipe / usual way": c / b,
+        "main recipe, deterministic / article's loop": exact / a,
         "step alone / article's loop": d / a,
         "batches of 64: ours / usual way": mini["f  batches of 64, ours"] / mini["f  batches of 64, usual way"],
+        "batches of 64: ours, deterministic / ours": (
+            mini["f  batches of 64, ours, deterministic"] / mini["f  batches of 64, ours"]
+        ),
         "time per image: many times the size / once": per_image[-1] / per_image[0],
     }
     with tempfile.TemporaryDirectory() as folder:
