@@ -4,13 +4,16 @@ torch's fake tensors have a device and a shape but no numbers, and refuse to mix
 is tested here is where every tensor lies, not what is computed. A scalar on the CPU may be mixed in, as on a GPU.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents no public name for it
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, module
@@ -64,9 +67,19 @@ class Prepared:
         return getattr(self.data, f"{name}_dataloader")().dataset[0].to(DEVICE)
 
 
-def train(*args, **options) -> tuple[Prepared, Batch]:
+class NoWaiting(TorchDispatchMode):
+    """Refuses to ask the device for numbers, which waits until it has finished its work."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        copied = func.name() == "aten::_to_copy" and str((kwargs or {}).get("device")) == "cpu"
+        assert not copied, "a copy to the CPU"
+        assert func.name() != "aten::_local_scalar_dense", "a number is asked for"
+        return func(*args, **(kwargs or {}))
+
+
+def train(*args, mode: Any = None, **options) -> tuple[Prepared, Batch]:
     """Take one step: loss, gradient and update, in Lightning's order."""
-    with Prepared(*args, **options) as run:
+    with Prepared(*args, **options) as run, mode or nullcontext():
         batch = run.batch("train")
 
         def closure():
@@ -96,6 +109,26 @@ def test_loss_gradient_and_update_stay_on_the_device(deterministic, batch_size):
     assert isinstance(batch.x, Tensor) != deterministic
     W, b = run.model.W, run.model.b
     assert devices(W, b, W.grad, b.grad, run.logged["train/loss"], run.logged["train/accuracy"]) == {DEVICE}
+
+
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_a_step_never_waits_for_the_device(deterministic, batch_size):
+    run, _ = train(mode=NoWaiting(), batch_size=batch_size)
+    assert devices(run.model.W.grad) == {DEVICE}
+
+
+@pytest.mark.parametrize("wait", [Tensor.item, Tensor.cpu])
+def test_a_step_that_waits_would_be_noticed(monkeypatch, wait):
+    squared_error = module.mean_squared_error
+
+    def faulty(*args):
+        loss = squared_error(*args)
+        wait(loss)
+        return loss
+
+    monkeypatch.setattr(module, "mean_squared_error", faulty)
+    with pytest.raises(AssertionError, match=r"a copy to the CPU|a number is asked for"):
+        train(mode=NoWaiting())
 
 
 def test_a_batch_made_on_the_cpu_trains_on_the_device():
