@@ -27,10 +27,11 @@ THRESHOLD = 0.5
 class LitThreeSeven(L.LightningModule):
     """One layer with one neuron: ``probability of a three = sigmoid(x W + b)``, trained by gradient descent.
 
-    `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution with torch's global random generator, so
-    `lightning.seed_everything` or `torch.manual_seed` before construction makes them reproducible.
+    `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. `lightning.seed_everything` or
+    `torch.manual_seed` before construction makes them reproducible, to the same bits on any machine.
 
-    A batch is any pair ``(x, y)``, see `forward` and `mean_squared_error`.
+    A batch is any pair ``(x, y)``, see `forward` and `mean_squared_error`. With a ``Trainer(deterministic=True)`` on a
+    `ThreeSevenDataModule` all results are the same bits on any number of devices, see `exact`.
 
     Args:
         lr: Learning rate of plain gradient descent, above 0.
@@ -46,8 +47,8 @@ class LitThreeSeven(L.LightningModule):
         torch.Size([5, 1])
     """
 
-    # It lets `ThreeSevenDataModule` send a `SparsePixels` as x. Subclasses don't inherit it: they get tensors,
-    # unless they set it themselves.
+    # It lets `ThreeSevenDataModule` send a `SparsePixels` or `WholePixels` as x. Subclasses don't inherit it: they get
+    # tensors, unless they set it themselves.
     takes_sparse_pixels = True
 
     def __init__(self, lr: float = 1.0, init_std: float = 0.01, digits: tuple[int, int] = (3, 7)) -> None:
@@ -58,7 +59,7 @@ class LitThreeSeven(L.LightningModule):
                 raise ValueError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
         self.save_hyperparameters()
         self.lr, self.digits = lr, digits
-        # numpy's generator gives the same bits on any machine; torch's, which seeds it, whole numbers only
+        # torch's own normal numbers depend on the processor, its whole numbers don't
         random = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         self.W, self.b = (
             nn.Parameter(torch.tensor(random.standard_normal(shape) * init_std, dtype=torch.get_default_dtype()))
