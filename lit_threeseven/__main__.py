@@ -1,5 +1,40 @@
-"""``python -m lit_threeseven`` is the command ``lit-threeseven``."""
+"""The command ``lit-threeseven``, also as ``python -m lit_threeseven``."""
 
-from lit_threeseven.run.cli import main
+import os
+import signal
+import sys
+from typing import Any
 
-main()
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+def end(signum: int, frame: Any) -> None:
+    """End at once: an exception in the middle of an import may be lost, or come out as another one."""
+    first = (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") == "0"
+    if first:
+        os.write(2, f"lit-threeseven: Stopped by {SIGNALS[signal.Signals(signum)]}.\n".encode())
+    os._exit(128 + signum if first else 0)
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C and SIGTERM end it with one line from the very first moment."""
+    for signum in SIGNALS:
+        signal.signal(signum, end)
+    from lit_threeseven.run import checkpoints, cli  # this takes seconds
+
+    def stop(signum: int, frame: Any) -> None:
+        raise checkpoints.Stopped(signum)
+
+    for signum in SIGNALS:
+        signal.signal(signum, stop)
+    try:
+        cli.main()
+    except checkpoints.Stopped as stopped:  # by another signal, while it said its last words
+        sys.exit(stopped.exit_code)
+    finally:
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

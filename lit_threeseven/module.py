@@ -191,7 +191,8 @@ class LitThreeSeven(L.LightningModule):
         float64 = self.trainer.precision == "32-true" and self.trainer.strategy.root_device.type != "mps"
         self.is_exact = bool(torch.are_deterministic_algorithms_enabled() and plain and float64)
         if self.is_exact:
-            self.val_metrics, self.test_metrics = exact.metrics(), exact.metrics()
+            for metrics in (self.val_metrics, self.test_metrics):
+                metrics.update(exact.metrics())
 
     def on_train_start(self) -> None:
         """Log at every step if a callback or scheduler watches a training metric."""

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from processes import Job, curves, free_port
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven.run import LastCheckpoint, options
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 RUN = ("fit", "--run", "r")  # the same command begins it and resumes it
@@ -152,6 +155,162 @@ def test_a_stopped_run_without_a_name_says_which_file_to_resume(tmp_path):
     assert Path(found[1]).samefile(last(tmp_path, "version_0"))
 
 
+ENTRY_POINTS = {
+    "console script": [str(Path(sys.executable).with_name("lit-threeseven"))],
+    "scripts/train.py": [sys.executable, str(TRAIN)],
+    "python -m": [sys.executable, "-m", "lit_threeseven"],
+}
+
+
+class Terminal:
+    """The command as a terminal starts it: with what it starts itself in a session of its own, output in a file."""
+
+    def __init__(self, folder: Path, *args: str, entry_point: str = "console script") -> None:
+        self._output = folder / "output.txt"
+        command = [*ENTRY_POINTS[entry_point], *args, "--trainer.accelerator", "cpu"]
+        with self._output.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True)
+
+    @property
+    def output(self) -> str:
+        """What its processes printed."""
+        return self._output.read_text()
+
+    def processes(self) -> list[int]:
+        """Its processes that still run."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                state, _, _, session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    found.append(int(path.name))
+        return found
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.005)
+
+    def is_ready(self) -> bool:
+        """Whether Python has started, and the command handles SIGTERM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << signal.SIGTERM - 1)
+
+    def end(self) -> int:
+        """Wait for its end, which must not take long nor leave a process behind; gives the exit code of a shell."""
+        try:
+            code = self.process.wait(30)
+            time.sleep(0.2)
+            assert self.processes() == [], self.output
+        finally:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+        return code if code >= 0 else 128 - code
+
+
+@pytest.mark.parametrize(
+    ("signum", "entry_point", "seconds"),
+    [
+        (signal.SIGINT, "console script", 0),
+        (signal.SIGINT, "scripts/train.py", 1),
+        (signal.SIGTERM, "python -m", 2),
+        *(pytest.param(signal.SIGINT, "console script", s, marks=pytest.mark.slow) for s in (0.5, 1.5, 3, 5, 7)),
+    ],
+)
+def test_a_signal_during_start_up_ends_the_command_with_one_line(tmp_path, signum, entry_point, seconds):
+    terminal = Terminal(tmp_path, "fit", "--trainer.max_epochs", "1000000", entry_point=entry_point)
+    terminal.wait_until(terminal.is_ready)
+    time.sleep(seconds)
+    os.kill(terminal.process.pid, signum)
+    assert terminal.end() == 128 + signum
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[signum]
+    assert re.fullmatch(rf"lit-threeseven: Stopped by {name}(\.| after .*)\n", terminal.output)
+    assert "after" in terminal.output or not (tmp_path / "logs").exists()
+
+
+TWO = ("fit", "--trainer.devices", "2", "--trainer.max_epochs", "1000000")
+
+
+@pytest.mark.parametrize("seconds", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 3, 6))])
+def test_ctrl_c_at_two_processes_during_start_up_ends_both_with_one_line(tmp_path, seconds):
+    terminal = Terminal(tmp_path, *TWO)
+    terminal.wait_until(lambda: len(terminal.processes()) == 2)
+    time.sleep(seconds)
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert terminal.end() == 128 + signal.SIGINT
+    assert re.fullmatch(r"lit-threeseven: Stopped by Ctrl-C(\.| after .*)\n", terminal.output)
+    assert "after" in terminal.output or not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("to", ["the first process", pytest.param("both", marks=pytest.mark.slow)])
+def test_a_second_signal_ends_two_processes_at_once(tmp_path, to):
+    # the first one would be followed after 500 epochs
+    rarely = ("--trainer.check_val_every_n_epoch", "500", "--trainer.log_every_n_steps", "500")
+    terminal = Terminal(tmp_path, *TWO, *rarely)
+    terminal.wait_until(last(tmp_path, "version_0").exists)
+    kill = os.kill if to == "the first process" else os.killpg
+    for _ in range(2):
+        time.sleep(0.3)
+        kill(terminal.process.pid, signal.SIGTERM)
+    assert terminal.end() == 128 + signal.SIGTERM
+    assert terminal.output == "lit-threeseven: Stopped by SIGTERM.\n"
+    assert torch.load(last(tmp_path, "version_0"), weights_only=True)["epoch"] % 500 == 499
+
+
+def test_a_process_that_has_a_signal_is_silent_when_the_others_stop_first(tmp_path):
+    rarely = ("--trainer.check_val_every_n_epoch", "500", "--trainer.log_every_n_steps", "500")
+    job = Job(tmp_path, "fit", "--run", "r", "--trainer.max_epochs", "1000000", *rarely, processes=2)
+    job.wait_until(last(tmp_path).exists)
+    job.kill(signal.SIGTERM, rank=1)
+    time.sleep(0.1)
+    job.kill(signal.SIGKILL, rank=0)
+    assert job.wait() == [-signal.SIGKILL, 0]
+    assert job.outputs == ["", ""]
+
+
+@pytest.mark.parametrize(("log_every_n_steps", "expected"), [(4, [4, 8, 10, 14, 18, 20, 24]), (0, range(1, 26))])
+def test_processes_ask_for_a_signal_once_in_log_every_n_steps_steps_and_at_a_save(
+    trainer, monkeypatch, tmp_path, log_every_n_steps, expected
+):
+    asked = []
+
+    def fit(max_epochs: int, ckpt_path: Path | None = None) -> None:
+        save = LastCheckpoint(every_n_epochs=10, dirpath=tmp_path)
+        run = trainer(
+            max_epochs=max_epochs, log_every_n_steps=log_every_n_steps, callbacks=[save], enable_checkpointing=True
+        )
+        monkeypatch.setattr(type(run), "world_size", 2)
+
+        def ask(decision: bool, all: bool) -> bool:
+            asked.append(run.global_step)
+            return decision
+
+        monkeypatch.setattr(run.strategy, "reduce_boolean_decision", ask)
+        run.fit(LitThreeSeven(), ThreeSevenDataModule(), ckpt_path=ckpt_path, weights_only=True)
+
+    fit(12)
+    assert asked == [step for step in expected if step <= 12]
+    asked.clear()
+    fit(25, tmp_path / "last.ckpt")
+    assert asked == [step for step in expected if step > 10]
+
+
+def test_a_run_begun_anew_removes_what_a_killed_process_was_writing(cli):
+    unfinished = last(cli.folder).with_name(".last.ckpt.unfinished")
+    for max_epochs in ("2", "4"):  # begun anew, and resumed
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(b"half a checkpoint")
+        assert cli("fit", "--run", "r", "--trainer.max_epochs", max_epochs)[0] == 0
+        assert not unfinished.exists()
+
+
+def test_a_file_whose_name_the_system_gives_in_bytes_is_named_in_text():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/größe".encode())
+    assert options.explain(error, True, "", "").startswith("/full/größe can't be used (No space left on device)")
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
 
 
@@ -226,6 +385,25 @@ def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, log_ever
     steps = torch.load(last(folder, "version_0"), weights_only=True)["global_step"]
     Job(folder, "fit", "--trainer.max_epochs", str(steps + 5), "--ckpt_path", "last").run()
     assert torch.load(last(folder, "version_0"), weights_only=True)["global_step"] == steps + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_every_n_steps", [1, 10**6])
+def test_a_disk_that_fills_under_torchrun_ends_with_one_sentence_of_all_processes(tmp_path, log_every_n_steps):
+    torchrun = " ".join([*TORCHRUN, "--standalone", "--redirects", "3", "--log-dir", "printed"])
+    in_a_small_folder(
+        tmp_path,
+        f"""
+        {torchrun} -- {TRAIN} fit --trainer.accelerator cpu --trainer.default_root_dir small \
+            --trainer.max_epochs 100000 --trainer.check_val_every_n_epoch 100 \
+            --trainer.log_every_n_steps {log_every_n_steps} & job=$!
+        until test -e small/logs/version_0/checkpoints/last.ckpt || ! kill -0 $job; do sleep 0.02; done
+        dd if=/dev/zero of=small/filler bs=1k 2>/dev/null
+        wait $job
+        """,
+    )
+    printed = "".join(path.read_text() for path in (tmp_path / "printed").rglob("*.log"))
+    assert re.fullmatch(r"lit-threeseven: error: .*No space left on device.* intact.*\n", printed), printed
 
 
 @pytest.mark.parametrize("step", [7, 12, 19, 24])  # of 12 in an epoch
@@ -498,6 +676,26 @@ def test_a_stale_local_rank_does_not_hide_the_sentence(tmp_path):
     job = Job(tmp_path, "fit", "--model.lr", "0", environments=[{"LOCAL_RANK": "1"}])
     assert job.wait() == [1]
     assert "lr must be a finite float32 above 0" in job.outputs[0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_waits_for_another_says_where_and_how_long(tmp_path, rank):
+    port = free_port()
+    job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[node(rank, 2, port)], patience=77)
+    job.wait_until(lambda: job.outputs[0] != "")
+    job.kill(signal.SIGKILL)
+    job.wait()
+    expected = f"lit-threeseven: Waiting at 127.0.0.1:{port} for the other processes of this run, 77 s at most.\n"
+    assert job.outputs == [expected]
+
+
+def test_a_process_of_torchrun_that_waits_for_another_says_so(tmp_path):
+    world = node(0, 2, free_port()) | {"RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    job = Job(tmp_path, "fit", environments=[world])
+    job.wait_until(lambda: job.outputs[0] != "")
+    job.kill(signal.SIGKILL)
+    job.wait()
+    assert "for the other processes of this run" in job.outputs[0]
 
 
 def test_a_port_in_use_ends_with_a_sentence(tmp_path):

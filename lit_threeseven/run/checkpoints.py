@@ -27,13 +27,14 @@ NOTED = {"hyper_parameters": dict, "datamodule_hyper_parameters": dict, "recipe"
 
 
 class Stopped(SystemExit):
-    """A signal stopped the training, after everything needed to resume it was saved to the file `checkpoint`."""
+    """A signal stopped the run: at once, or after everything needed to resume it was saved to `checkpoint`."""
 
-    def __init__(self, signum: int, epochs: int, checkpoint: str) -> None:
+    def __init__(self, signum: int, epochs: int = 0, checkpoint: str = "") -> None:
         names: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-        self.what = f"Stopped by {names.get(signum, 'a signal')} after {count(epochs)}; all progress is saved."
+        self.what = f"Stopped by {names.get(signum, 'a signal')}"
+        self.what += f" after {count(epochs)}; all progress is saved." if checkpoint else "."
         self.checkpoint, self.exit_code = checkpoint, 128 + (signum or signal.SIGTERM)
-        super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".')
+        super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".' if checkpoint else self.what)
 
 
 def count(epochs: int) -> str:
@@ -93,7 +94,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     The state is that of the end of an epoch, validation included, and the curves up to there are on disk before it is
     written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several processes
-    a signal to one of them is enough. A second signal has its usual effect.
+    a signal to one of them is enough; they agree on it at the end of an epoch, at most once in the Trainer's
+    `log_every_n_steps` steps and at a save. A second signal stops at once.
 
     Args:
         every_n_epochs: Epochs from one save to the next.
@@ -106,8 +108,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, every_n_epochs: int = 1, dirpath: Path | None = None) -> None:
         super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.period = every_n_epochs
-        self._signal = 0
-        self._handlers: dict[int, Any] = {}
+        self._signal = self._asked = 0  # the signal that came, and the step when all processes were last asked for one
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,18 +116,23 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals from Lightning, which stops at once on one and mid-epoch on the other."""
+        """Take the signals from Lightning, which stops at once or mid-epoch; its teardown gives them back."""
         super().on_train_start(trainer, pl_module)
+        self._signal, self._asked = 0, trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self._note)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if a save is due or the run has to stop."""
+        due = (trainer.current_epoch + 1) % self.period == 0
         stop = bool(self._signal)
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or (trainer.current_epoch + 1) % self.period == 0:
+        if trainer.world_size > 1:  # ask the others rarely: all of them, and their devices, wait for the answer
+            ask = due or trainer.global_step - self._asked >= max(1, trainer.log_every_n_steps)
+            stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
+            self._asked = trainer.global_step if ask else self._asked
+        if stop or due:
             for logger in trainer.loggers:
                 logger.save()
             super().on_train_epoch_end(trainer, pl_module)
@@ -134,20 +140,16 @@ class LastCheckpoint(ModelCheckpoint):
             raise Stopped(self._signal, trainer.current_epoch + 1, self.best_model_path)
 
     @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._restore_handlers()
-
-    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._restore_handlers()
+        """Take lost contact after a signal for a stop: the others had the signal too, and were quicker."""
+        if self._signal and trainer.world_size > 1 and isinstance(exception, RuntimeError):
+            raise Stopped(self._signal) from exception
+        self._signal = self._signal or signal.SIGTERM  # there is nothing left to finish for the next one
 
     def _note(self, signum: int, frame: Any) -> None:
+        if self._signal:
+            raise Stopped(signum)
         self._signal = signum
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
 
 def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -> tuple[Path | None, str]:
@@ -230,6 +232,8 @@ def working_in(run: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"Another process is training in {run}; wait for it, or choose another --run.") from error
+    for path in run.glob("checkpoints/.*.unfinished"):  # a process was killed while it wrote it
+        path.unlink()
     try:
         yield
     except BaseException:

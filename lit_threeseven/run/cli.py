@@ -1,7 +1,6 @@
 """The command line: `LightningCLI` with the defaults of the main job, and errors in one sentence."""
 
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -56,9 +55,8 @@ class ThreeSevenCLI(LightningCLI):
                 parser_kwargs=about | raises | dict.fromkeys(self.subcommands(), raises),
                 args=self.command_line,
             )
-        except Exception as error:
-            if self.trainer and self.trainer.strategy.launcher:  # its processes may be waiting for this one
-                self.trainer.strategy.launcher.kill(signal.SIGTERM)
+        except BaseException as error:
+            launch.kill_started(self.trainer)
             began = getattr(self.trainer, "global_step", 0) > self.checkpoint.get("global_step", 0)
             sentence = options.explain(error, began, " ".join(self.command_line[1:]), self.ckpt_path)
             if sentence is None or sys.flags.dev_mode:
@@ -127,8 +125,8 @@ class ThreeSevenCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
-        launch.join_torchrun()
-        with launch.time_limit():
+        launch.meet(launch.join_torchrun, launch.GRACE)
+        with launch.patient_ddp():
             return super().instantiate_trainer(**kwargs)
 
     @staticmethod
@@ -185,6 +183,7 @@ class ThreeSevenCLI(LightningCLI):
             metrics = trainer.test(self.model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
             rows["Images"] += f", {len(data.test):,} to test"
             rows |= metric_rows(metrics)
+            end |= {"Digest": self.model.digest()} if self.model.is_exact else {}  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
             finished = checkpoints.read(last, True) | {"finished": limits}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
@@ -243,7 +242,8 @@ def main(args: list[str] | None = None) -> None:
         if rank_zero_only.rank == 0:
             named = any(arg.partition("=")[0] == "--run" for arg in args)
             more = "" if named else f" with --ckpt_path {stopped.checkpoint}"
-            print(f"lit-threeseven: {stopped.what} To resume, run the same command{more}", file=sys.stderr)
+            resume = f" To resume, run the same command{more}" if stopped.checkpoint else ""
+            print(f"lit-threeseven: {stopped.what}{resume}", file=sys.stderr)
         sys.exit(0 if launch.local_rank() else stopped.exit_code)  # Lightning takes other codes for failures
     except UserError as error:
         time.sleep(launch.GRACE if launch.local_rank() else 0)  # the first process's sentence is enough

@@ -1,13 +1,21 @@
 """The processes of a run: what started them, how they meet, and how long they wait for one another."""
 
 import os
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
+from uuid import uuid4
 
 from jsonargparse import Namespace
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
+from typing_extensions import override
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
 GRACE = 5  # seconds that other processes leave the first one on their machine to say what is wrong
@@ -35,22 +43,72 @@ def local_rank() -> int:
 def join_torchrun() -> None:
     """Meet torchrun's other processes in a store of this attempt's own; Lightning then adopts the group.
 
-    torch itself uses one store for all attempts of a restarted program, with the addresses of dead processes in it.
+    torch itself uses one store for all attempts of a restarted program, with the addresses of dead processes in it, and
+    each node counts its own attempts. So the first process names the attempt, and tells the others when they ask.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not distributed.is_initialized():
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        attempt = f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-        store = distributed.PrefixStore(attempt, distributed.TCPStore(address, port, timeout=PATIENCE))
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        distributed.init_process_group(store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+    attempt = uuid4().hex
+    if rank == 0:
+        deadline = time.monotonic() + PATIENCE.total_seconds()
+        for other in range(1, world_size):
+            while not store.check([f"{attempt}_{other}"]):  # until then the question may be a dead process's
+                if time.monotonic() > deadline:
+                    raise distributed.DistStoreError(f"process {other} of {world_size} did not start")
+                store.set(store.get(f"question_{other}").decode(), attempt)
+                time.sleep(0.05)
+    else:
+        question = uuid4().hex
+        store.set(f"question_{rank}", question)
+        attempt = store.get(question).decode()
+        store.set(f"{attempt}_{rank}", "answered")
+    own = distributed.PrefixStore(attempt, store)
+    distributed.init_process_group(store=own, rank=rank, world_size=world_size, timeout=PATIENCE)
+
+
+def meet(join: Callable[[], None], grace: float | None) -> None:
+    """Call `join`, which waits for other processes, so that a signal can end the wait; after `grace` seconds say so."""
+    met: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            join()
+            met.set_result(None)
+        except BaseException as error:
+            met.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # Python handles signals in the main thread, between C calls
+    if wait([met], grace).not_done and local_rank() == 0:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        what = f"Waiting at {place} for the other processes of this run, {PATIENCE.total_seconds():g} s at most."
+        print(f"lit-threeseven: {what}", file=sys.stderr)
+    met.result()
+
+
+class PatientDDP(DDPStrategy):
+    """DDP whose processes meet by `meet`."""
+
+    @override
+    def setup_distributed(self) -> None:
+        started = len(self.launcher.procs)  # by this process, just now
+        meet(super().setup_distributed, None if started and self.num_nodes == 1 else GRACE * (1 + started))
 
 
 @contextmanager
-def time_limit() -> Iterator[None]:
-    """In this context a Trainer's DDP, named or chosen by Lightning, waits `PATIENCE` instead of half an hour."""
-    options = StrategyRegistry["ddp"]["init_params"]
-    options["timeout"] = PATIENCE
+def patient_ddp() -> Iterator[None]:
+    """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
+    usual = StrategyRegistry["ddp"]
+    StrategyRegistry.register("ddp", PatientDDP, override=True, timeout=PATIENCE)
     try:
         yield
     finally:
-        del options["timeout"]
+        StrategyRegistry["ddp"] = usual
+
+
+def kill_started(trainer: Any) -> None:
+    """Kill the processes that a Trainer has started: they may be waiting for this one."""
+    if trainer and trainer.strategy.launcher:
+        trainer.strategy.launcher.kill(signal.SIGKILL)
+        trainer.strategy.launcher.procs.clear()  # or Lightning kills this one too

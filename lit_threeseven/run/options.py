@@ -97,6 +97,7 @@ def check_every(trainer: Namespace) -> int:
 def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
     """What decides where training ends: a run can't be resumed with anything else."""
     settings = {name: options[name] for name in DECIDING}
+    settings["trainer.deterministic"] = bool(options.trainer.deterministic)
     settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
@@ -109,13 +110,15 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
 
 
-def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | None:
-    """The sentence for an error that is the user's to fix; None for one that is ours.
+def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> str | None:
+    """The sentence for an error that is the user's to fix; None for one that is ours, or a signal.
 
     Whatever fails before training begins is the user's to fix. So are arguments that are read later, a diverging loss,
     a disk, and other processes.
     """
     text = " ".join(str(error).split())
+    if not isinstance(error, Exception):
+        return None
     if isinstance(error, UserError | FloatingPointError):
         return text
     if isinstance(error, ArgumentError):
@@ -128,8 +131,9 @@ def explain(error: Exception, began: bool, given: str, ckpt_path: str) -> str | 
             "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first."
         )
     if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         return (
-            f"{error.filename or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
+            f"{name or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
             "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
             "saved before is intact."
         )
