@@ -67,13 +67,12 @@ class Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W: Tensor, b: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
         """Float64 scalars; the batch has `WholePixels`."""
-        x, y, rows = batch.x, batch.y, batch.global_rows
-        p = probability(x, W, b)
-        error = p - y
+        p = probability(batch.x, W, b)
+        error, rows = p - batch.y, batch.global_rows
         slope = rounded(error * p * (1 - p), 2.0 ** (38 * rows).bit_length())
         squared = rounded(error * error, 2.0 ** (4 * rows).bit_length())
         right = ((error >= -0.5) & (error < 0.5)).double()
-        sums = torch.cat([multiply(x.by_columns, slope).squeeze(1), slope.sum(0), squared.sum(0), right.sum(0)])
+        sums = torch.cat([multiply(batch.x.by_columns, slope).squeeze(1), slope.sum(0), squared.sum(0), right.sum(0)])
         if batch.world_size > 1:
             distributed.all_reduce(sums)
         ctx.means = sums.mul_(1 / rows)
@@ -92,7 +91,7 @@ class Step(torch.autograd.Function):
 class Unfused(torch.overrides.TorchFunctionMode):
     """In this context a product is rounded before it is added to something, and a number divides as a tensor does."""
 
-    ADDED: ClassVar = {
+    ADDED: ClassVar[dict[str, Any]] = {
         "add": lambda x, y, alpha=1: y * alpha,
         "addcmul": lambda x, y, z, value=1: y * z * value,
         "addcdiv": lambda x, y, z, value=1: y / z * value,

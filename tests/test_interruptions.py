@@ -76,7 +76,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("recipe", "kills"),
-    [("shuffled batches", 3), *(pytest.param(recipe, 15, marks=pytest.mark.slow) for recipe in RECIPES)],
+    [("shuffled batches", 2), *(pytest.param(recipe, 15, marks=pytest.mark.slow) for recipe in RECIPES)],
 )
 def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uninterrupted, tmp_path, recipe, kills):
     expected = uninterrupted(recipe)
@@ -214,8 +214,8 @@ class Terminal:
     ("signum", "entry_point", "seconds"),
     [
         (signal.SIGINT, "console script", 0),
-        (signal.SIGINT, "scripts/train.py", 1),
-        (signal.SIGTERM, "python -m", 2),
+        pytest.param(signal.SIGINT, "scripts/train.py", 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "python -m", 2, marks=pytest.mark.slow),
         *(pytest.param(signal.SIGINT, "console script", s, marks=pytest.mark.slow) for s in (0.5, 1.5, 3, 5, 7)),
     ],
 )
@@ -233,7 +233,8 @@ def test_a_signal_during_start_up_ends_the_command_with_one_line(tmp_path, signu
 TWO = ("fit", "--trainer.devices", "2", "--trainer.max_epochs", "1000000")
 
 
-@pytest.mark.parametrize("seconds", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 3, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0, 1, 3, 6])
 def test_ctrl_c_at_two_processes_during_start_up_ends_both_with_one_line(tmp_path, seconds):
     terminal = Terminal(tmp_path, *TWO)
     terminal.wait_until(lambda: len(terminal.processes()) == 2)
@@ -244,7 +245,8 @@ def test_ctrl_c_at_two_processes_during_start_up_ends_both_with_one_line(tmp_pat
     assert "after" in terminal.output or not (tmp_path / "logs").exists()
 
 
-@pytest.mark.parametrize("to", ["the first process", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["the first process", "both"])
 def test_a_second_signal_ends_two_processes_at_once(tmp_path, to):
     # the first one would be followed after 500 epochs
     rarely = ("--trainer.check_val_every_n_epoch", "500", "--trainer.log_every_n_steps", "500")
@@ -259,6 +261,7 @@ def test_a_second_signal_ends_two_processes_at_once(tmp_path, to):
     assert torch.load(last(tmp_path, "version_0"), weights_only=True)["epoch"] % 500 == 499
 
 
+@pytest.mark.slow
 def test_a_process_that_has_a_signal_is_silent_when_the_others_stop_first(tmp_path):
     rarely = ("--trainer.check_val_every_n_epoch", "500", "--trainer.log_every_n_steps", "500")
     job = Job(tmp_path, "fit", "--run", "r", "--trainer.max_epochs", "1000000", *rarely, processes=2)
@@ -678,7 +681,7 @@ def test_a_stale_local_rank_does_not_hide_the_sentence(tmp_path):
     assert "lr must be a finite float32 above 0" in job.outputs[0]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_node_that_waits_for_another_says_where_and_how_long(tmp_path, rank):
     port = free_port()
     job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[node(rank, 2, port)], patience=77)
