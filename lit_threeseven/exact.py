@@ -146,5 +146,5 @@ def prepare(module: Any) -> None:
     if not (exact and ELEMENTWISE.issuperset(has[2:])):
         rank_zero_warn(
             "deterministic=True gives the same bits everywhere only for LitThreeSeven's step, ThreeSevenDataModule, "
-            f"32-true and optimizers elementwise as Adam; this run has {', '.join(has)} and {trainer.precision}."
+            f"precision 32-true and optimizers such as Adam; this run has {', '.join(has)} and {trainer.precision}."
         )
