@@ -63,7 +63,7 @@ class Shares(Dataset[Batch]):
         seed: Seed of the shuffling, 0 or above.
         rank: Rank of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
         world_size: Number of processes; None likewise.
-        store: Makes a batch's `x` out of its images.
+        store: Makes a batch's `x`, of n rows, out of its images, ``(n, 28, 28)`` uint8.
     """
 
     def __init__(

@@ -13,9 +13,9 @@ number of at most L / 4 and taking it away again rounds it to a multiple of g. T
   x W + b and at most 4/27: the power of two above 38 times the rows, as 255 · 4/27 < 38;
 - a loss, of squared errors, at most 1: the power of two above 4 times the rows.
 
-With 12,396 images a grid resolves 2^-31 of the largest term or better; float32 has 24 bits. Three more things would
-differ: libraries' exponentials (`exponential` only adds and multiplies), updates, as some processors don't round a
-product that they add (`Unfused` does), and DDP's average, which divides (one all-reduce adds up instead).
+With 12,396 images a grid resolves 2^-31 of the largest term; float32 has 24 bits. Three more things would differ:
+libraries' exponentials (`exponential` only adds and multiplies), updates, as some processors don't round a product that
+they add (`Unfused` does, for optimizers in `ELEMENTWISE`), and DDP's average, which divides (one all-reduce adds up).
 """
 
 from typing import Any, ClassVar

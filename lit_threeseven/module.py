@@ -163,7 +163,7 @@ class LitThreeSeven(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
         """Clip, as usual; by `exact.clip_norm` where the bits must be the same everywhere."""
         if self.is_exact and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            exact.clip_norm(list(self.parameters()), gradient_clip_val)
+            exact.clip_norm([p for p in self.parameters() if p.grad is not None], gradient_clip_val)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
