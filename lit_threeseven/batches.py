@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
+from lit_threeseven.augment import Affine
 from lit_threeseven.pixels import SparsePixels, flatten
 
 
@@ -64,6 +65,7 @@ class Shares(Dataset[Batch]):
         rank: Rank of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
         world_size: Number of processes; None likewise.
         store: Makes a batch's `x`, of n rows, out of its images, ``(n, 28, 28)`` uint8.
+        change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, anew each epoch.
     """
 
     def __init__(
@@ -77,21 +79,23 @@ class Shares(Dataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         store: Callable[[Tensor], Any] = flatten,
+        change: Affine | None = None,
     ) -> None:
         self.images, self.y = images, y
         self.batch_size = min(batch_size or len(y), len(y))
         self.shuffle, self.seed, self.store = shuffle and len(self) > 1, seed, store
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.change = rank, world_size, change
         self._full: Batch | None = None  # a full batch is made once
+        self._batches = torch.arange(len(y), device=y.device).split(self.batch_size)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Put the rows in the order of an epoch."""
-        order = torch.arange(len(self.y))
+        """Begin an epoch: each has an order of its own, and changes of its own."""
+        self.epoch = epoch
         if self.shuffle:
             # torch's own generator keeps 32 bits of its seed, too few for two numbers
             order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.y)))
-        self._batches = order.to(self.y.device).split(self.batch_size)
+            self._batches = order.to(self.y.device).split(self.batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.y) // self.batch_size)
@@ -106,8 +110,11 @@ class Shares(Dataset[Batch]):
         rows = self._batches[i]
         share = rows.tensor_split(world_size)[rank]
         images, y = self.images.index_select(0, share), self.y.index_select(0, share)  # faster than images[share]
+        if self.change:  # numbers for the rows of all processes, in another sequence than the order's
+            numbers = np.random.default_rng((self.seed, self.epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
+            images = self.change(images, torch.from_numpy(numbers).tensor_split(world_size)[rank])
         batch = Batch(self.store(images), y, len(rows), world_size)
-        if len(self) == 1:
+        if len(self) == 1 and not self.change:
             self._full = batch
         return batch
 
@@ -127,8 +134,7 @@ class InOrder(DistributedSampler, SequentialSampler):
 
     def __iter__(self) -> Iterator[int]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        if self.dataset.shuffle:
-            self.dataset.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
         start = self.resumed["seen"] if self.resumed and self.resumed["epoch"] == epoch else 0
         self.resumed = None
         for i in range(start, len(self.dataset)):

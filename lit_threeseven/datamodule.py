@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lit_threeseven import dataset
+from lit_threeseven.augment import Affine
 from lit_threeseven.batches import Batches, Shares
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
 from lit_threeseven.pixels import SparsePixels, WholePixels, flatten
@@ -40,6 +41,10 @@ class ThreeSevenDataModule(L.LightningDataModule):
         pixels: How the pixels of a full training batch are stored. "sparse" is fastest; it needs a CPU, a torch with
             MKL, and a module that takes them, as `LitThreeSeven` does. "auto" chooses it where possible, otherwise
             "dense". The result is the same.
+        rotation: Each epoch each training image is turned by up to this many degrees, 0 to 180, to the left or right.
+        zoom: Each is made wider or narrower, and higher or lower, by up to this fraction, from 0 to 0.99.
+        shift: Each is moved by up to this many pixels, 0 to 28, sideways and up or down. 0 for all three leaves the
+            images as they are. The changes depend on `seed`, the epoch and the batch only.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,6 +69,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
         val_fraction: float = 0.1,
         seed: int = 0,
         pixels: Literal["auto", "dense", "sparse"] = "auto",
+        rotation: float = 0.0,
+        zoom: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         digits, data_dir = check_digits(digits), data_dir and str(data_dir)
@@ -86,7 +94,7 @@ class ThreeSevenDataModule(L.LightningDataModule):
         self.save_hyperparameters()
         self.root = dataset.BUNDLED_ROOT if source == "bundled" else data_dir or "data"
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
-        self.seed, self.pixels = seed, pixels
+        self.seed, self.pixels, self.affine = seed, pixels, Affine(rotation, zoom, shift)
 
     # There is no `prepare_data`: Lightning would let other processes wait for it without a time limit.
 
@@ -124,8 +132,9 @@ class ThreeSevenDataModule(L.LightningDataModule):
         if trainer and trainer.world_size > batch:
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
         # overfit_batches means the same few batches again and again
-        shuffle = not (trainer and trainer.overfit_batches)
-        return self._batches(train, self._sparse(batch == size), shuffle=shuffle)
+        vary = not (trainer and trainer.overfit_batches)
+        change = self.affine if vary and self.affine else None
+        return self._batches(train, self._sparse(batch == size and not change), shuffle=vary, change=change)
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
@@ -144,16 +153,16 @@ class ThreeSevenDataModule(L.LightningDataModule):
             self.setup(stage)
         return getattr(self, name)
 
-    def _sparse(self, full_batch: bool) -> bool:
-        """Whether to store a full batch sparsely: only the module itself can say that it takes more than a tensor."""
+    def _sparse(self, constant: bool) -> bool:
+        """Whether to store it sparsely if it is constant: only the module can say that it takes more than a tensor."""
         trainer = self.trainer
-        possible = full_batch and trainer is not None and torch.backends.mkl.is_available()
+        possible = constant and trainer is not None and torch.backends.mkl.is_available()
         possible = possible and trainer.precision == "32-true" and trainer.strategy.root_device.type == "cpu"
         possible = possible and vars(type(trainer.lightning_module)).get("takes_sparse_pixels", False)
         if self.pixels == "sparse" and not possible:
             raise ValueError(
-                'pixels="sparse" needs a full batch, a CPU, a torch with MKL, precision 32-true, and a module that '
-                'takes_sparse_pixels; use pixels="auto".'
+                'pixels="sparse" needs a full batch of unchanged images, a CPU, a torch with MKL, precision 32-true, '
+                'and a module that takes_sparse_pixels; use pixels="auto".'
             )
         return possible and self.pixels != "dense"
 

@@ -1,9 +1,22 @@
-"""The mathematics of the network: a sigmoid, a loss, and nothing that knows where the numbers come from."""
+"""The mathematics of the network: starting weights, a sigmoid, a loss."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise a ValueError for a number that is not finite and above 0 in float32; it names it and its value."""
+    for name, value in numbers.items():
+        if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
+            raise ValueError(f"{name} must be a finite float32 above 0, got {value}.")
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor:
+    """Normally distributed numbers around 0, which don't depend on the processor, as `torch.randn`'s do."""
+    return torch.tensor(random.standard_normal(shape) * std, dtype=torch.get_default_dtype())
 
 
 def sigmoid(x: Tensor) -> Tensor:

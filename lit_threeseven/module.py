@@ -15,7 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lit_threeseven import exact
 from lit_threeseven.batches import Batch
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.functional import mean_squared_error, sigmoid
+from lit_threeseven.functional import check_positive, mean_squared_error, normal, sigmoid
 from lit_threeseven.pixels import WholePixels
 
 PIXELS = 28 * 28
@@ -54,24 +54,24 @@ class LitThreeSeven(L.LightningModule):
     def __init__(self, lr: float = 1.0, init_std: float = 0.01, digits: tuple[int, int] = (3, 7)) -> None:
         super().__init__()
         digits = check_digits(digits)
-        for name, value, usual in (("lr", lr, "1.0"), ("init_std", init_std, "0.01")):
-            if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
-                raise ValueError(f"{name} must be a finite float32 above 0, such as {usual}, got {value}.")
+        check_positive(lr=lr, init_std=init_std)
         self.save_hyperparameters()
         self.lr, self.digits = lr, digits
         # torch's own normal numbers depend on the processor, its whole numbers don't
-        random = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        self.W, self.b = (
-            nn.Parameter(torch.tensor(random.standard_normal(shape) * init_std, dtype=torch.get_default_dtype()))
-            for shape in ((PIXELS, 1), 1)
-        )
+        self.add_weights(np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
         self.is_exact = self._monitored = False
+
+    def add_weights(self, random: np.random.Generator) -> None:
+        """Add the parameters, with starting values from a generator."""
+        self.W, self.b = (
+            nn.Parameter(normal(random, shape, self.hparams["init_std"])) for shape in ((PIXELS, 1), (1,))
+        )
 
     @property
     def example_input_array(self) -> Tensor:
         """One blank image, used by Lightning to trace the graph."""
-        return self.W.new_zeros(1, PIXELS)
+        return next(self.parameters()).new_zeros(1, PIXELS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability that an image shows the first digit, a three.
@@ -172,8 +172,8 @@ class LitThreeSeven(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def digest(self) -> str:
-        """SHA-256 of `W` and `b` as little-endian float32, in hexadecimal: the same digest means the same bits."""
-        numbers = torch.cat([self.W.detach().flatten(), self.b.detach()]).cpu().numpy()
+        """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
+        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
         return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
 
     def setup(self, stage: str) -> None:
@@ -202,12 +202,14 @@ class LitThreeSeven(L.LightningModule):
             exact.prepare(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save non-finite weights, and note the optimizer's name."""
+        """Refuse to save non-finite weights, and note the network's and the optimizer's name."""
         self._check_finite()
+        checkpoint["network"] = type(self).__name__
         checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in self.trainer.optimizers)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume after the last batch that was trained: with `max_steps` Lightning would repeat or skip some."""
+        """Refuse another network's weights; resume after the last batch trained, unlike Lightning with `max_steps`."""
+        self.check_weights(checkpoint)
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
         epochs, batches = loops.get("epoch_progress"), loops.get("epoch_loop.batch_progress")
         if epochs and batches and epochs["current"]["processed"] == epochs["current"]["ready"]:
@@ -216,6 +218,14 @@ class LitThreeSeven(L.LightningModule):
                 counts["completed"] = counts["processed"]
             if batches["is_last_batch"]:
                 batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+
+    def check_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Raise a ValueError, which names both networks, if a checkpoint's weights are not this one's."""
+        states = checkpoint["state_dict"], self.state_dict()
+        found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
+        if found != own:
+            network = checkpoint.get("network", "another network")
+            raise ValueError(f"The checkpoint holds {network} with {found}, not {type(self).__name__} with {own}.")
 
     def on_train_end(self) -> None:
         """Refuse to end training with non-finite weights."""
@@ -227,7 +237,7 @@ class LitThreeSeven(L.LightningModule):
             lr = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
             raise FloatingPointError(
                 f"The loss became non-finite within {self.global_step} steps at learning rate {lr[0] if lr else '?'}; "
-                f"choose a smaller one, or a smaller init_std than {self.hparams['init_std']}."
+                "choose a smaller one, or smaller starting weights."
             )
 
 

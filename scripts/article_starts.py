@@ -1,59 +1,43 @@
-"""Run the article's recipe from many random starts and print where each one ends.
+"""Run the article's recipe from many random starts, print where each one ends, and draw all of them.
 
-    python scripts/article_starts.py --starts 8
+    python scripts/article_starts.py --starts 64 --picture starts.png
 
-The starts are columns of one W, so one matrix product serves them all. Start k is the same as with
-`lit-threeseven --config scripts/configs/article.yaml --seed_everything k`.
+Start k is the same as with `lit-threeseven --config scripts/configs/article.yaml --seed_everything k`. All of them are
+one call of sweep.py.
 """
 
 import argparse
+import tempfile
 
+import sweep
 import torch
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.functional import sigmoid
-from lit_threeseven.module import THRESHOLD
-from lit_threeseven.pixels import flatten
+from lit_threeseven.watch import figures
 
-EPOCHS, LR, INIT_STD = 2000, 0.001, 1.0
+ARTICLE = 0.6805  # the loss that the article prints
 
 
 def main() -> None:
     """Train all starts at once and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=64, help="number of random starts (default: 64)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"full-batch epochs (default: {EPOCHS})")
+    parser.add_argument("--epochs", type=int, default=2000, help="full-batch epochs (default: 2000)")
+    parser.add_argument("--picture", metavar="FILE", help="file for a picture of all losses, .png, .svg or .pdf")
     args = parser.parse_args()
-
-    data = ThreeSevenDataModule(val_fraction=0)
-    data.setup("fit")
-    images, y = data.train.tensors
-    x = flatten(images)
-
-    models = []
-    for seed in range(args.starts):
-        torch.manual_seed(seed)
-        models.append(LitThreeSeven(LR, INIT_STD))
-    W = torch.cat([model.W for model in models], dim=1).detach().requires_grad_()
-    b = torch.cat([model.b for model in models]).detach().requires_grad_()
-
-    for _ in range(args.epochs):
-        probability = sigmoid(x @ W + b)
-        losses = ((probability - y) ** 2).mean(0)
-        gradients = torch.autograd.grad(losses.sum(), (W, b))
-        with torch.no_grad():
-            for parameter, gradient in zip((W, b), gradients, strict=True):
-                parameter -= LR * gradient
-
-    accuracies = ((probability >= THRESHOLD) == y.bool()).float().mean(0)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = f"--lr 0.001 --init-std 1 --val-fraction 0 --seeds {args.starts} --epochs {args.epochs}"
+        _, table = sweep.main([*recipe.split(), "--out", folder, "--quiet"])
     print("seed    loss  training accuracy")
-    for seed, (loss, accuracy) in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
-        print(f"{seed:4}  {loss:.4f}  {accuracy:.1%}")
+    for row in table:
+        print(f"{row['seed']:4}  {row['train_loss']:.4f}  {row['train_accuracy']:.1%}")
+    losses, accuracies = (torch.tensor([row[name] for row in table]) for name in ("train_loss", "train_accuracy"))
     print(
         f"\nloss from {losses.min():.4f} to {losses.max():.4f}, median {losses.quantile(0.5):.4f}; "
-        f"median training accuracy {accuracies.quantile(0.5):.1%}; {int((losses >= 0.6805).sum())} of {args.starts} "
-        "starts end at or above the article's 0.6805"
+        f"median training accuracy {accuracies.quantile(0.5):.1%}; {int((losses >= ARTICLE).sum())} of {args.starts} "
+        f"starts end at or above the article's {ARTICLE}"
     )
+    if args.picture:
+        figures.losses(losses, ARTICLE).savefig(args.picture)
 
 
 if __name__ == "__main__":

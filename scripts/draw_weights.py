@@ -1,4 +1,4 @@
-"""Draw the W of a checkpoint as a 28×28 picture.
+"""Draw the W of a checkpoint as a 28×28 picture, or the strongest units of W1 where there are hidden layers.
 
 python scripts/draw_weights.py logs/version_0/checkpoints/best.ckpt weights.png
 """
@@ -6,7 +6,8 @@ python scripts/draw_weights.py logs/version_0/checkpoints/best.ckpt weights.png
 import argparse
 import sys
 
-from lit_threeseven import LitThreeSeven
+import torch
+
 from lit_threeseven.watch import figures
 
 
@@ -17,13 +18,16 @@ def main() -> None:
     parser.add_argument("picture", help="file to write, .png, .svg or .pdf")
     args = parser.parse_args()
     try:
-        model = LitThreeSeven.load_from_checkpoint(args.checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+        W = next(iter(checkpoint["state_dict"].values()))
+        digits = tuple(checkpoint["hyper_parameters"].get("digits", (3, 7)))
+        picture = figures.weights(W, digits) if W.shape[1] == 1 else figures.units(W)
     except FileNotFoundError:
         sys.exit(f"There is no file {args.checkpoint}.")
-    except Exception:  # whatever torch or Lightning raises for a bad file
+    except Exception:  # whatever torch raises for a bad file
         sys.exit(f"{args.checkpoint} is not a lit-threeseven checkpoint, or is truncated.")
     try:
-        figures.weights(model.W, model.digits).savefig(args.picture)
+        picture.savefig(args.picture)
     except (OSError, ValueError) as error:
         sys.exit(f"The picture could not be written: {error}")
 

@@ -298,7 +298,8 @@ def test_readme_s_examples_run(number, tmp_path, monkeypatch, capsys):
     assert accuracy > 0.97
 
 
-@pytest.mark.parametrize("number", [pytest.param(TRAINER_EXAMPLE, marks=pytest.mark.slow), LOOP_EXAMPLE])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [TRAINER_EXAMPLE, LOOP_EXAMPLE])
 def test_readme_s_examples_run_unchanged_on_two_processes(number, tmp_path):
     (tmp_path / "example.py").write_text(example(number))
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]

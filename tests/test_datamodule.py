@@ -120,7 +120,7 @@ def test_a_full_batch_is_sparse_where_the_torch_has_mkl(trainer, monkeypatch, mk
 @pytest.mark.parametrize(("arguments", "options"), [({"batch_size": 5000}, {}), ({}, {"precision": "64-true"})])
 def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(trainer, arguments, options):
     with pytest.raises(
-        ValueError, match=r'pixels="sparse" needs a full batch, .*precision 32-true.*; use pixels="auto"'
+        ValueError, match=r'pixels="sparse" needs a full batch .*precision 32-true.*; use pixels="auto"'
     ):
         trainer(**options).fit(LitThreeSeven(), ThreeSevenDataModule(pixels="sparse", **arguments))
     data = ThreeSevenDataModule(**arguments)

@@ -280,6 +280,7 @@ def test_the_hardest_images_are_those_with_the_highest_loss(watched, monkeypatch
     assert captions[0] == f"is a {3 if y[order[0]] else 7}\nsays {probability[order[0]].item():.2f}"
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_and_all_rows_are_drawn(cli, tmp_path):
     options = ("--trainer.max_epochs", "2", "--data.batch_size", "5000")
     job = Job(tmp_path / "several", *options, processes=2)

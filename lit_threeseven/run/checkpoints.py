@@ -18,12 +18,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from lit_threeseven import LitThreeSeven
 from lit_threeseven.run.options import UserError
 
 # What a run needs to resume, and what a checkpoint may say about itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
 RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
-NOTED = {"hyper_parameters": dict, "datamodule_hyper_parameters": dict, "recipe": dict, "optimizer": str}
+NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
+NOTED |= {"optimizer": str, "network": str}
 
 
 class Stopped(SystemExit):
@@ -196,15 +198,15 @@ def read(path: str, resume: bool) -> dict[str, Any]:
     return checkpoint
 
 
-def check(path: str, checkpoint: dict[str, Any], model: torch.nn.Module, wanted: dict[str, Any]) -> None:
+def check(path: str, checkpoint: dict[str, Any], model: LitThreeSeven, wanted: dict[str, Any]) -> None:
     """Refuse a checkpoint without finite weights of this network, or made with a recipe other than `wanted`.
 
-    What a checkpoint doesn't say about itself is not compared; one from your own Trainer says less than one from a run.
+    What it doesn't say about itself is not compared; one from your own Trainer says less than one from a run.
     """
-    found = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    if found != expected:
-        raise UserError(f"{path} holds another model: {found} instead of {expected}.")
+    try:
+        model.check_weights(checkpoint)
+    except ValueError as error:
+        raise UserError(f"{path} can't be used: {error}") from error
     for name, weight in checkpoint["state_dict"].items():
         if weight.layout != torch.strided or not weight.is_floating_point() or not weight.isfinite().all():
             raise UserError(f"{path} holds a {name} that is not a dense tensor of finite floats.")

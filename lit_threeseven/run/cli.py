@@ -52,8 +52,9 @@ class ThreeSevenCLI(LightningCLI):
                 trainer_defaults=defaults,
                 seed_everything_default=0,
                 save_config_kwargs={"overwrite": True},
+                subclass_mode_model=True,
                 parser_kwargs=about | raises | dict.fromkeys(self.subcommands(), raises),
-                args=self.command_line,
+                args=options.with_model(self.command_line),
             )
         except BaseException as error:
             launch.kill_started(self.trainer)
@@ -76,7 +77,7 @@ class ThreeSevenCLI(LightningCLI):
         name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other subcommands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
-        parser.link_arguments("data.digits", "model.digits")
+        parser.link_arguments("data.digits", "model.init_args.digits")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -85,15 +86,18 @@ class ThreeSevenCLI(LightningCLI):
         self.config = parser.parse_args(args)
         subcommand, chosen = self.config.subcommand, self.config[self.config.subcommand]
         # the digits are there because the model's are linked to them
-        given = parser.parse_args([subcommand, "--data.digits=[3, 7]", *self.command_line[1:]], defaults=False)
+        command = options.with_model([subcommand, "--data.digits=[3, 7]", *self.command_line[1:]])
+        given = parser.parse_args(command, defaults=False)[subcommand]
         work = [{"fit": "train", "validate": "val"}.get(subcommand, subcommand), *(["test"] if self.main_job else [])]
-        options.settle(chosen, work, "optimizer.init_args.lr" in given[subcommand])
+        options.settle(chosen, work, "optimizer.init_args.lr" in given)
         launch.take_devices(chosen.trainer)
         self.logs = Path(chosen.trainer.default_root_dir or ".", "logs").resolve()
         self.run, self.ckpt_path = checkpoints.find(self.logs, chosen.run, chosen.ckpt_path, subcommand)
         chosen.ckpt_path = None  # Lightning would take the model's arguments from there
         if self.ckpt_path:
             self.checkpoint = checkpoints.read(self.ckpt_path, subcommand == "fit")
+            if subcommand != "fit" and "model.init_args" not in given:
+                chosen.model = options.network(self.checkpoint, chosen.model)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

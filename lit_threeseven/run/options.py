@@ -1,6 +1,7 @@
 """What the user gives: options that are refused or filled in, and errors and warnings as sentences."""
 
 import errno
+import inspect
 import logging
 import os
 import re
@@ -19,17 +20,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.networks import LitThreeSevenMLP
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
 DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
-DECIDING += ["trainer.overfit_batches"]
+DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
+
+USUAL = "lit_threeseven.LitThreeSeven"  # the network, if no other is given
 
 # The system's errors for a full or damaged disk.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 # Code that checks its arguments only when it is used.
 LATE = ("torch.optim", "lightning.pytorch.callbacks", "lightning.pytorch.cli")
+
+PARSER_KEY = r'Parser key "(.+?)":'
 
 # The parser's words for a type, and a person's.
 WORDS = {
@@ -84,9 +90,28 @@ def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
     if options.get("lr_scheduler") and not optimizer:
         raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
     if optimizer and "lr" in optimizer.init_args:
-        lr = optimizer.init_args.lr = optimizer.init_args.lr if lr_given else options.model.lr
+        lr = optimizer.init_args.lr = optimizer.init_args.lr if lr_given else options.model.init_args.lr
         if not isinstance(lr, int | float) or not 0 < torch.tensor(lr, dtype=torch.float32) < float("inf"):
             raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
+
+
+def network(checkpoint: dict[str, Any], chosen: Namespace) -> Namespace:
+    """The network that a checkpoint says it holds, for the chosen digits; the chosen one if it says nothing known."""
+    kind = {kind.__name__: kind for kind in (LitThreeSeven, LitThreeSevenMLP)}.get(checkpoint.get("network", ""))
+    if kind is None or chosen.class_path not in (USUAL, f"{kind.__module__}.{kind.__name__}"):
+        return chosen
+    made_with = checkpoint.get("hyper_parameters", {}).items()
+    known = {name: value for name, value in made_with if name in inspect.signature(kind).parameters}
+    return Namespace(
+        class_path=f"{kind.__module__}.{kind.__name__}",
+        init_args=Namespace(known | {"digits": chosen.init_args.digits}),
+    )
+
+
+def with_model(command: list[str]) -> list[str]:
+    """Name the usual network first: a default of the parser would leave its arguments to another network."""
+    subcommand, *args = command
+    return command if subcommand[0] == "-" else [subcommand, f"--model={USUAL}", *args]
 
 
 def check_every(trainer: Namespace) -> int:
@@ -117,6 +142,7 @@ def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> st
     a disk, and other processes.
     """
     text = " ".join(str(error).split())
+    text = re.sub(r"^Does not validate .*? Errors: - (.*) - Expected a <class 'NoneType'> .*", r"\1", text)
     if not isinstance(error, Exception):
         return None
     if isinstance(error, UserError | FloatingPointError):
@@ -151,15 +177,21 @@ def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> st
 
 def argument_sentence(message: str) -> str:
     """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
-    key = re.search(r'Parser key "(.+?)":', message)
+    keys = re.findall(PARSER_KEY, message)
+    unknown = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
+    if unknown:
+        return f"--{keys[0]}.{unknown[2]} is not an option of {unknown[1]}"
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
-    if not (key and value and expected):
-        return re.sub(r'Parser key "(.+?)":', r"--\1:", " ".join(message.split()))
+    if keys[1:] or keys == ["model"]:  # null would do for the whole network only, and we don't want that
+        expected = [kind for kind in expected if kind != "null"]
+    if not (keys and value and expected):
+        refused = re.search(r"- Import path (.*)", message)
+        return f"--{keys[0]}: {refused[1]}" if refused else re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
     choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
-    return f"--{key[1]} must be {' or '.join(choices)}, got {value[1]}"
+    return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
 
 
 def silence_libraries() -> None:

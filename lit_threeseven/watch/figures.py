@@ -1,9 +1,10 @@
 """Pictures as opaque matplotlib figures, from tensors of any floating-point type; they need no display."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -36,6 +37,26 @@ def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Fig
         axes.text(31.5, row, f"{value:.2g}", va="center")
     axes.text(36.5, 13.5, f"weight of the pixel  ({second} ← 0 → {first})", rotation=90, va="center")
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def units(W: Tensor, name: str = "W1") -> Figure:
+    """Draw the units with the largest weights, at most 24: ink on red raises a unit's value, ink on blue lowers it.
+
+    Args:
+        W: ``(784, K)``, of K units.
+        name: What to call it.
+    """
+    rows = W.detach().float().cpu().t()
+    strongest = rows.norm(dim=1).topk(min(24, len(rows))).indices.sort().values
+    figure = Figure(figsize=(6.2, 0.8 * -(-len(strongest) // 8) + 0.5), facecolor="white")
+    pictures = rows[strongest] / rows[strongest].abs().amax(1, keepdim=True).clamp(min=1e-12)
+    tiles = pad(pictures.reshape(-1, 28, 28), (1, 1, 1, 1, 0, -len(strongest) % 8))
+    canvas = tiles.unflatten(0, (-1, 8)).transpose(1, 2).reshape(-1, 240)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / figure.get_figheight()))
+    axes.imshow(canvas.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(f"{name}: the {len(strongest)} strongest of {len(rows)} units", fontsize=11, color=INK)
     return figure
 
 
@@ -96,6 +117,44 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     axes.plot(across.numpy(), up.numpy(), color=LINE)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 1], yticks=[0, 1])
     axes.grid(color="#dddddd")
+    return figure
+
+
+def learning_curves(steps: Sequence[int], losses: Tensor, table: Sequence[dict[str, Any]]) -> Figure:
+    """Draw loss over steps for each learning rate: the median over seeds, and a band from the lowest to the highest.
+
+    Args:
+        steps: T numbers of steps, from 1.
+        losses: ``(T, K)``, of K networks.
+        table: K rows with "lr", "init_std" and "diverged"; each init_std gets a panel.
+    """
+    spreads, rates = ([*dict.fromkeys(row[name] for row in table)] for name in ("init_std", "lr"))
+    figure = Figure(figsize=(5.6 * len(spreads) + 0.6, 5), facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(spreads), squeeze=False, sharey=True)[0]
+    lowest = losses[losses > 0].min().item() if (losses > 0).any() else 0.1
+    for axes, spread in zip(panels, spreads, strict=True):
+        axes.set(xscale="log", yscale="log", ylim=(0.8 * lowest, 1), xlabel="step", title=f"start N(0, {spread:g}²)")
+        for i, lr in enumerate(sorted(rates)):
+            columns = [k for k, row in enumerate(table) if (row["lr"], row["init_std"]) == (lr, spread)]
+            here = losses[:, columns].double()
+            lost = sum(table[k]["diverged"] for k in columns)
+            label = f"{lr:g}" + f", {lost} of {len(columns)} diverged" * bool(lost)
+            color = colormaps["viridis"](0.95 * i / max(1, len(rates) - 1))
+            median = here.nanquantile(0.5, 1)
+            axes.plot(steps, median.numpy(), color=color, label=label, linestyle="--" if lost else "-")
+            low, high = (here.nanquantile(q, 1).numpy() for q in (0.0, 1.0))
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.grid(color="#dddddd")
+        axes.legend(title="learning rate", fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
+    panels[0].set_ylabel("mean squared error of the training images")
+    return figure
+
+
+def losses(ends: Tensor, mark: float) -> Figure:
+    """Draw the distribution of the losses, ``(N,)``, that N runs end with, and one more to compare them with."""
+    figure, axes = _panel(5.2, f"Where {len(ends)} random starts end (red: {mark})", "mean squared error", "starts")
+    axes.hist(ends.numpy(), bins=[i / 20 for i in range(17)], color="#92c5de", edgecolor="white")
+    axes.axvline(mark, color=LINE)
     return figure
 
 

@@ -138,13 +138,19 @@ def hardest_images(module: LitThreeSeven, rows: Tensor) -> Figure:
 
 
 def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> None:
-    """Write `W` as a picture and as a histogram, and a histogram of its gradient."""
+    """Write the first layer's weights as a picture, and histograms of every layer's weights and of their gradient."""
     step = module.global_step - 1
-    if module.W.isfinite().all():
-        writer.add_histogram("W/weights", module.W.float(), step)
-        if module.W.grad is not None:
-            writer.add_histogram("W/gradient", module.W.grad.float(), step)
-        writer.add_figure("W/picture", figures.weights(module.W, module.digits, f"W after epoch {epochs:,}"), step)
+    layers = {name: W for name, W in module.named_parameters() if W.ndim == 2}
+    if not all(W.isfinite().all() for W in layers.values()):
+        return
+    for name, W in layers.items():
+        writer.add_histogram(f"{name}/weights", W.float(), step)
+        if W.grad is not None:
+            writer.add_histogram(f"{name}/gradient", W.grad.float(), step)
+    name, W = next(iter(layers.items()))
+    title = f"{name} after epoch {epochs:,}"
+    picture = figures.weights(W, module.digits, title) if W.shape[1] == 1 else figures.units(W, title)
+    writer.add_figure(f"{name}/picture", picture, step)
 
 
 def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:

@@ -1,0 +1,132 @@
+"""`LitThreeSevenMany`: many networks of one layer, trained at once by one matrix product."""
+
+import math
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from lit_threeseven import exact
+from lit_threeseven.dataset import check_digits
+from lit_threeseven.functional import sigmoid
+from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
+
+POINTS = 200  # epochs, at most, whose losses are kept
+
+
+class LitThreeSevenMany(L.LightningModule):
+    """K independent `LitThreeSeven`s as the columns of one `W`, ``(784, K)``, and one `b`, ``(K,)``.
+
+    Column k begins as ``LitThreeSeven(lr, init_std)`` does after ``torch.manual_seed(seed)``, and ends where it would,
+    but for rounding: a step of rate 1 on the sum of all rates times losses is each network's own step. A column that
+    becomes non-finite doesn't touch the others.
+
+    Args:
+        models: Learning rate, `init_std` and seed of each network; all different.
+        digits: The two digits to tell apart.
+        rows: Images of a training step, to estimate the memory it needs; 0 leaves that out.
+
+    Attributes:
+        curve: After a fit, steps taken and the training loss of each network, ``(K,)``, before the next one.
+        results: After a validation "loss" and "accuracy" of each network, ``(K,)``.
+
+    Raises:
+        ValueError: If there is no network, one is there twice or has an argument out of range, or a step would not fit
+            into the memory.
+    """
+
+    takes_sparse_pixels = True
+
+    def __init__(self, models: list[tuple[float, float, int]], digits: tuple[int, int] = (3, 7), rows: int = 0) -> None:
+        super().__init__()
+        if not models or len(set(models)) < len(models):
+            raise ValueError(
+                f"Give at least one network, and none twice; got {len(models)}, {len(set(models))} different."
+            )
+        check_memory(len(models), rows)
+        self.models, self.digits, self.lr = models, check_digits(digits), 1.0
+        alone = []
+        for lr, init_std, seed in models:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                alone.append(LitThreeSeven(lr, init_std, digits))
+        self.W = nn.Parameter(torch.cat([model.W.detach() for model in alone], dim=1))
+        self.b = nn.Parameter(torch.cat([model.b.detach() for model in alone]))
+        self.register_buffer("rates", torch.tensor([lr for lr, *_ in models]), persistent=False)
+        self.loss, self.error = (MeanSquaredError(num_outputs=len(models)) for _ in range(2))
+        self.curve: list[tuple[int, Tensor]] = []
+        self.results: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
+        return sigmoid(x.flatten(1) @ self.W + self.b)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The sum of all rates times losses."""
+        x, y = batch
+        losses = ((self(x) - y) ** 2).sum(0) / getattr(batch, "divisor", len(y))
+        if self.global_step in self._kept:
+            self.curve.append((self.global_step, losses.detach()))
+        return (self.rates * losses).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure each network; of decisions, 0 or 1, the mean squared error is the share of wrong ones."""
+        x, y = batch
+        if len(y):
+            probability = self(x)
+            self.loss.update(probability, y.expand_as(probability))
+            self.error.update((probability >= THRESHOLD).float(), y.expand_as(probability))
+
+    def configure_optimizers(self) -> Any:
+        """One step of plain gradient descent for all; `lr` multiplies every network's own rate."""
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def on_train_start(self) -> None:
+        """Choose the steps whose losses are kept, evenly on a logarithmic scale."""
+        steps = self.trainer.estimated_stepping_batches
+        last = 10_000 if steps == float("inf") else int(steps) - 1
+        self.curve = []
+        if torch.are_deterministic_algorithms_enabled():
+            exact.prepare(self)
+        self._kept = {round(math.expm1(math.log1p(last) * i / (POINTS - 1))) for i in range(POINTS)}
+
+    def on_train_end(self) -> None:
+        """Average the kept losses over processes."""
+        if self.curve:
+            steps, losses = zip(*self.curve, strict=True)
+            mean = self.trainer.strategy.reduce(torch.stack(losses), reduce_op="mean").cpu()
+            self.curve = list(zip(steps, mean, strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics of all rows, of all processes."""
+        loss, error = (metric.compute().reshape(-1).cpu() for metric in (self.loss, self.error))
+        self.results = {"loss": loss, "accuracy": 1 - error}
+        self.loss.reset()
+        self.error.reset()
+
+    def single(self, k: int) -> LitThreeSeven:
+        """Network k as a `LitThreeSeven` of its own, on the CPU."""
+        lr, init_std, _ = self.models[k]
+        model = LitThreeSeven(lr, init_std, self.digits)
+        with torch.no_grad():
+            model.W.copy_(self.W[:, k : k + 1])
+            model.b.copy_(self.b[k : k + 1])
+        return model
+
+    def diverged(self, loss: Tensor) -> Tensor:
+        """Which networks are no longer finite, or have a higher training loss, ``(K,)``, than they began with."""
+        finite = self.W.detach().isfinite().all(0).cpu() & self.b.detach().isfinite().cpu()
+        return ~(finite & (loss <= self.curve[0][1]))
+
+
+def check_memory(networks: int, rows: int) -> None:
+    """Raise a ValueError if training that many networks at once on batches of `rows` images would not fit."""
+    each, free = 4 * (6 * rows + 3 * PIXELS), psutil.virtual_memory().available  # bytes; six numbers per image
+    if each * networks > free:
+        raise ValueError(
+            f"{networks:,} networks at once take {each * networks / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: "
+            f"{free // each:,} would fit."
+        )

@@ -1,0 +1,300 @@
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import psutil
+import pytest
+import sweep
+import torch
+from lightning.pytorch.tuner import Tuner
+from matplotlib.image import imread
+from processes import Job, curves, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+MLP = ("--model", "LitThreeSevenMLP", "--model.hidden_sizes", "[20, 10]")
+DEEP = (*MLP, "--data.batch_size=3000", "--data.rotation=10", "--data.zoom=0.1", "--data.shift=1.5")
+DEEP += ("--optimizer=Adam", "--optimizer.lr=0.01", "--lr_scheduler=OneCycleLR", "--lr_scheduler.max_lr=0.01")
+DEEP += ("--lr_scheduler.total_steps=4", "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1")
+
+
+def test_layers_compute_what_the_formula_says():
+    model = LitThreeSevenMLP(hidden_sizes=[5, 4])
+    x = torch.rand(3, 784)
+    h1 = torch.sigmoid(x @ model.W1 + model.b1)
+    h2 = torch.sigmoid(h1 @ model.W2 + model.b2)
+    torch.testing.assert_close(model(x.view(3, 28, 28)), torch.sigmoid(h2 @ model.W3 + model.b3))
+    assert list(model.state_dict()) == ["W1", "b1", "W2", "b2", "W3", "b3"]
+
+
+def test_layers_train_as_a_plain_loop_does(trainer):
+    torch.manual_seed(0)
+    model = LitThreeSevenMLP(hidden_sizes=[8], lr=0.5)
+    W1, b1, W2, b2 = (parameter.detach().clone().requires_grad_() for parameter in model.parameters())
+    data = ThreeSevenDataModule(batch_size=2000)
+    trainer(max_epochs=2).fit(model, data)
+    loader = data.train_dataloader()
+    for _ in range(2):
+        for x, y in loader:
+            p = torch.sigmoid(torch.sigmoid(x @ W1 + b1) @ W2 + b2)
+            gradients = torch.autograd.grad(((p - y) ** 2).mean(), (W1, b1, W2, b2))
+            with torch.no_grad():
+                for parameter, gradient in zip((W1, b1, W2, b2), gradients, strict=True):
+                    parameter -= 0.5 * gradient
+    for trained, expected in zip(model.parameters(), (W1, b1, W2, b2), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_deep_stack_of_sigmoids_still_learns_by_plain_gradient_descent(trainer):
+    L.seed_everything(0, verbose=False)
+    model, data = LitThreeSevenMLP(hidden_sizes=[30] * 6), ThreeSevenDataModule(batch_size=64)
+    run = trainer(max_epochs=2)
+    run.fit(model, data)
+    assert run.validate(model, data, verbose=False)[0]["val/accuracy"] > 0.97
+
+
+def test_start_is_reproducible_and_centred():
+    starts = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        starts.append(LitThreeSevenMLP(hidden_sizes=[300, 50]))
+    assert starts[0].digest() == starts[1].digest()
+    W1, b1, W2, b2, *_ = starts[0].state_dict().values()
+    assert W1.std() * 28 == pytest.approx(4, rel=0.02)
+    assert W2.std() * 300**0.5 == pytest.approx(4, rel=0.02)
+    assert not b1.any()
+    torch.testing.assert_close(b2, -0.5 * W2.sum(0))
+
+
+def test_the_main_job_trains_layers_and_its_checkpoint_says_what_it_is(cli):
+    code, table, errors = cli(*DEEP)
+    assert (code, errors) == (0, "")
+    accuracy = [line for line in table.splitlines() if "accuracy" in line]
+    code, tested, errors = cli("test", "--ckpt_path", "best")  # the checkpoint says which network it is
+    assert (code, errors) == (0, "")
+    assert accuracy[0] in tested
+    assert cli("predict", "--ckpt_path", "best")[0] == 0
+    assert cli("validate", "--ckpt_path", "best", *MLP)[0] == 0
+    path = "logs/version_0/checkpoints/best.ckpt"
+    assert LitThreeSevenMLP.load_from_checkpoint(path).hparams["hidden_sizes"] == [20, 10]
+    for command in (("fit",), ("test", "--model", "LitThreeSevenMLP", "--model.hidden_sizes=[7]")):
+        code, _, error = cli(*command, "--ckpt_path", path)
+        assert code == 1
+        other = "LitThreeSeven with W" if command == ("fit",) else "LitThreeSevenMLP with W1 (784, 7)"
+        assert "holds LitThreeSevenMLP with W1 (784, 20), b1 (20,), W2 (20, 10)" in error
+        assert f"not {other}" in error
+    cli("fit", "--trainer.max_epochs", "1", "--run", "single")
+    code, _, error = cli("test", "--model", "LitThreeSevenMLP", "--run", "single")
+    assert code == 1
+    assert "holds LitThreeSeven with W (784, 1), b (1,), not LitThreeSevenMLP with W1 (784, 500)" in error
+
+
+def test_a_checkpoint_of_another_network_is_refused_from_python(trainer, tmp_path):
+    run = trainer(max_epochs=1)
+    run.fit(LitThreeSeven(), ThreeSevenDataModule())
+    run.save_checkpoint(tmp_path / "single.ckpt")
+    with pytest.raises(ValueError, match=r"holds LitThreeSeven with W .*, not LitThreeSevenMLP with W1"):
+        LitThreeSevenMLP.load_from_checkpoint(tmp_path / "single.ckpt")
+
+
+def test_layers_resume_bit_for_bit(cli):
+    cli("fit", *DEEP, "--trainer.default_root_dir=whole", "--trainer.check_val_every_n_epoch=1")
+    cli(
+        "fit",
+        *DEEP,
+        "--trainer.default_root_dir=parts",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.max_epochs=2",
+    )
+    code, _, error = cli(
+        "fit", *DEEP, "--trainer.default_root_dir=parts", "--trainer.check_val_every_n_epoch=1", "--ckpt_path=last"
+    )
+    assert (code, error) == (0, "")
+    whole, parts = weights(cli.folder / "whole"), weights(cli.folder / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    runs = [curves(cli.folder / name / "logs/version_0") for name in ("whole", "parts")]
+    assert runs[0]["train/loss"] == runs[1]["train/loss"]
+
+
+def test_several_processes_train_layers_to_the_weights_of_one(cli, tmp_path):
+    cli("fit", *DEEP)
+    job = Job(tmp_path / "several", "fit", *DEEP, processes=2)
+    job.run()
+    one, several = weights(cli.folder), weights(tmp_path / "several")
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, several[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_layer_s_units_are_drawn(cli):
+    cli("fit", *DEEP)
+    run = EventAccumulator(str(cli.folder / "logs/version_0")).Reload()
+    assert {"W1/picture", "train/examples", "val/hardest"} <= set(run.Tags()["images"])
+    assert {f"W{i}/{kind}" for i in (1, 2, 3) for kind in ("weights", "gradient")} <= set(run.Tags()["histograms"])
+    assert cli.folder.joinpath("logs/version_0/hparams.yaml").read_text().count("hidden_sizes") == 1
+
+
+def test_layers_say_that_their_bits_are_not_the_same_everywhere(cli):
+    with pytest.warns(
+        UserWarning, match="the same bits everywhere only for LitThreeSeven's step.* has LitThreeSevenMLP"
+    ):
+        code, table, _ = cli(*DEEP, "--trainer.deterministic", "true")
+    torch.use_deterministic_algorithms(False)
+    assert code == 0
+    assert "Digest" not in table
+
+
+MODELS = [(1.0, 0.01, 0), (1.0, 0.01, 1), (0.1, 0.01, 0), (10.0, 1.0, 5), (0.001, 1.0, 3)]
+
+
+@pytest.mark.parametrize(("batch_size", "pixels", "epochs"), [(None, "auto", 30), (3001, "dense", 8)])
+def test_each_of_many_networks_ends_where_it_does_alone(trainer, batch_size, pixels, epochs):
+    data = ThreeSevenDataModule(batch_size=batch_size, pixels=pixels)
+    many = LitThreeSevenMany(MODELS)
+    run = trainer(max_epochs=epochs)
+    run.fit(many, data)
+    for k, (lr, init_std, seed) in enumerate(MODELS):
+        torch.manual_seed(seed)
+        alone = LitThreeSeven(lr, init_std)
+        run = trainer(max_epochs=epochs)
+        run.fit(alone, data)
+        torch.testing.assert_close(many.single(k).state_dict(), alone.state_dict(), rtol=0, atol=1e-4)
+        metrics = run.validate(alone, data, verbose=False)[0]
+        assert many.results["loss"][k].item() == pytest.approx(metrics["val/loss"], abs=1e-4)
+        assert many.results["accuracy"][k].item() == pytest.approx(metrics["val/accuracy"], abs=1e-3)
+
+
+def test_a_network_that_diverges_leaves_the_others_alone(trainer):
+    found = []
+    for models in (MODELS, [(1.0, 3e38, 0), *MODELS]):
+        many = LitThreeSevenMany(models)
+        run, data = trainer(max_epochs=20), ThreeSevenDataModule()
+        run.fit(many, data)
+        run.validate(many, data.train_dataloader(), verbose=False)
+        found.append(many)
+    without, with_it = found
+    assert not with_it.W[:, 0].isfinite().all()
+    torch.testing.assert_close(with_it.W[:, 1:], without.W, rtol=0, atol=1e-6)
+    assert with_it.diverged(with_it.results["loss"]).tolist() == [True, *[False] * 5]
+    assert not without.diverged(without.results["loss"]).any()
+
+
+def test_losses_are_kept_from_the_first_step_to_the_last_and_not_too_many(trainer):
+    many = LitThreeSevenMany(MODELS[:1])
+    run = trainer(max_epochs=500)
+    run.fit(many, ThreeSevenDataModule())
+    steps = [step for step, _ in many.curve]
+    assert steps[:3] == [0, 1, 2]
+    assert steps[-1] == 499
+    assert len(steps) <= 200
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("network", [LitThreeSeven, LitThreeSevenMLP, lambda: LitThreeSevenMany(MODELS)])
+def test_lightning_s_learning_rate_finder_works_with_every_network(network, trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = network()
+    data = ThreeSevenDataModule(batch_size=500)
+    finder = Tuner(trainer(max_epochs=5, enable_checkpointing=True)).lr_find(model, data, num_training=30)
+    assert len(finder.results["lr"]) > 10
+    assert 0 < finder.suggestion() == model.lr
+
+
+def swept(capsys, *args: str) -> tuple[Path, list[dict], str]:
+    folder, table = sweep.main([*args, "--accelerator", "cpu"])
+    return folder, table, capsys.readouterr().out
+
+
+def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli, capsys):
+    folder, table, output = swept(
+        capsys, "--lr", "0.001,1,10", "--init-std", "0.01,3e38", "--seeds", "2", "--epochs", "30"
+    )
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    recipes = [(float(row["lr"]), float(row["init_std"]), int(row["seed"])) for row in rows]
+    assert recipes == [(lr, std, seed) for lr in (0.001, 1, 10) for std in (0.01, 3e38) for seed in (0, 1)]
+    assert [row["diverged"] for row in rows] == ["False", "False", "True", "True"] * 3
+    best = min((row for row in table if not row["diverged"]), key=lambda row: row["val_loss"])
+    assert f"The best by val_loss: lr {best['lr']:.4g}, init_std {best['init_std']:.4g}, seed {best['seed']}" in output
+    code, tested, error = cli("validate", "--ckpt_path", str(folder / "best.ckpt"))
+    assert (code, error) == (0, "")
+    assert f"Val loss        {best['val_loss']:.4f}" in tested
+    model = LitThreeSeven.load_from_checkpoint(folder / "best.ckpt")
+    assert (model.hparams["lr"], model.hparams["init_std"]) == (best["lr"], best["init_std"])
+    assert imread(folder / "loss.png").std() > 0.05
+    runs = [path for path in folder.iterdir() if path.is_dir()]
+    assert len(runs) == 12
+    written = EventAccumulator(str(folder / "lr=1 init_std=0.01 seed=1")).Reload()
+    assert written.Scalars("val_loss")[0].value == pytest.approx(float(rows[5]["val_loss"]))
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_processes_ends_where_one_on_one_does(tmp_path, capsys):
+    tables = []
+    for devices in ("1", "2"):
+        out = tmp_path / devices
+        command = [sys.executable, str(SCRIPTS / "sweep.py"), "--lr", "0.1,1", "--seeds", "3", "--epochs", "40"]
+        command += ["--batch-size", "5000", "--accelerator", "cpu", "--devices", devices, "--out", str(out)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("6 networks") == 1
+        tables.append(list(csv.DictReader((out / "sweep/version_0/table.csv").open())))
+    for one, two in zip(*tables, strict=True):
+        for name in ("val_loss", "val_accuracy", "train_loss", "train_accuracy"):
+            assert float(one[name]) == pytest.approx(float(two[name]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--seeds", "0"], "Give at least one network"),
+        (["--lr", "1,0.1,1.0"], "none twice; got 3, 2 different"),
+        (["--lr", "1,-1"], "lr must be a finite float32 above 0, got -1.0"),
+        (["--init-std", "0"], "init_std must be a finite float32 above 0, got 0.0"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--val-fraction", "1"], "val_fraction must be from 0 to less than 1, got 1.0"),
+        (["--devices", "x"], "devices.* should be an int > 0"),
+        (["--seeds", "200000000"], "200,000,000 networks at once take .* GB, and .* GB are free: .* would fit"),
+        (["--lr", ","], "argument --lr: invalid numbers value: ','"),
+    ],
+)
+def test_a_grid_that_can_t_be_trained_is_refused_in_a_sentence(args, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        sweep.main(args)
+    error = str(end.value.code) + capsys.readouterr().err
+    assert re.search(sentence, error)
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_many_networks_would_fit_is_estimated(monkeypatch):
+    memory = type("Memory", (), {"available": 4 * (6 * 1000 + 3 * 784) * 4})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    models = [(1.0, 0.01, seed) for seed in range(5)]
+    LitThreeSevenMany(models[:4], rows=1000)
+    with pytest.raises(ValueError, match=r"5 networks .* 4 would fit"):
+        LitThreeSevenMany(models, rows=1000)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(range(1, 10), marks=pytest.mark.slow)])
+def test_the_fast_recipe_reaches_98_2_percent_on_every_seed(cli, seed):
+    for number in [seed] if seed == 0 else seed:
+        options = ("--seed_everything", str(number), "--data.seed", str(number))
+        code, table, error = cli("--config", str(SCRIPTS / "configs" / "fast.yaml"), *options)
+        assert (code, error) == (0, "")
+        (accuracy,) = [line.split()[-1] for line in table.splitlines() if "accuracy" in line]
+        assert float(accuracy[:-1]) >= 98.2
+
+
+@pytest.mark.slow
+def test_the_deep_recipe_reaches_99_75_percent(cli):
+    code, table, error = cli("--config", str(SCRIPTS / "configs" / "deep.yaml"))
+    assert (code, error) == (0, "")
+    (accuracy,) = [line.split()[-1] for line in table.splitlines() if "accuracy" in line]
+    assert float(accuracy[:-1]) >= 99.75
