@@ -145,6 +145,6 @@ def prepare(module: Any) -> None:
     has = [type(part).__name__ for part in (module, trainer.datamodule, *trainer.optimizers)]
     if not (exact and not loader.dataset.change and ELEMENTWISE.issuperset(has[2:])):
         rank_zero_warn(
-            "deterministic=True gives the same bits everywhere only for LitThreeSeven's step on unchanged images of "
-            f"ThreeSevenDataModule in 32-true, by Adam and the like; this run has {', '.join(has)} and {trainer.precision}."
+            "deterministic=True gives the same bits everywhere only for LitThreeSeven's step, ThreeSevenDataModule's "
+            f"images as they are, 32-true, and Adam or the like; this run has {', '.join(has)} and {trainer.precision}."
         )

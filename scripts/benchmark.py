@@ -27,6 +27,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
+from lit_threeseven.networks import LitThreeSevenMany
 from lit_threeseven.pixels import SparsePixels, flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
 from lit_threeseven.run.options import silence_libraries
@@ -49,12 +51,16 @@ TARGETS = {
     "step alone / article's loop": 0.30,
     "batches of 64: ours / usual way": 0.60,
     "batches of 64: ours, deterministic / ours": 1.3,
+    f"{GOAL:.0%} of the test set: the fast recipe / scikit-learn": 1.5,
+    "16 networks at once / article's loop": 1.5,
+    "64 networks at once / article's loop": 6.0,
     "time per image: many times the size / once": 1.2,
     "memory per image (KB)": 1.1,
     "main job's memory beyond lightning's (MB)": 200,
     "pictures' share of the main job": 0.05,
 }
 QUICK_SLACK = 2
+NOTHING_WRITTEN = {"logger": False, "enable_checkpointing": False}
 
 # Above IN_CACHE the article's loop gets its pixels from a large cache: from memory it reaches about 0.4, since it also
 # computes. Sparse pixels save reading from memory, so the targets that compare with that loop are then only shown.
@@ -72,6 +78,15 @@ class Tiled(ThreeSevenDataModule):
         super().setup(stage)
         images, y = self.train.tensors
         self.train = TensorDataset(images.repeat(self.times, 1, 1), y.repeat(self.times, 1))
+
+
+class Fast(LitThreeSeven):
+    """The network with the optimizer of the fast recipe; it gets dense pixels, as there."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Read it from the recipe."""
+        chosen = yaml.safe_load((Path(__file__).parent / "configs" / "fast.yaml").read_text())["optimizer"]
+        return getattr(torch.optim, chosen["class_path"])(self.parameters(), **chosen["init_args"])
 
 
 class Usual(L.LightningModule):
@@ -169,12 +184,24 @@ def usual(x: Tensor, y: Tensor, batch_size: int | None, epochs: int) -> float:
     return trainer_fit(Usual(), loader, epochs)
 
 
-def ours(batch_size: int | None, epochs: int, times: int = 1, **options: Any) -> float:
+def ours(
+    batch_size: int | None,
+    epochs: int,
+    times: int = 1,
+    network: Callable[[], L.LightningModule] = LitThreeSeven,
+    **options: Any,
+) -> float:
     """Seconds of the same Trainer with this package."""
     data = Tiled(batch_size=batch_size, val_fraction=0)
     data.times = times
     with determinism_undone():
-        return trainer_fit(LitThreeSeven(), data, epochs, **options)
+        return trainer_fit(network(), data, epochs, **options)
+
+
+def many_at_once(networks: int, epochs: int) -> float:
+    """Seconds of full-batch epochs of a Trainer with that many networks, as in sweep.py."""
+    models = [(1.0, 0.01, seed) for seed in range(networks)]
+    return ours(None, epochs, network=lambda: LitThreeSevenMany(models), **NOTHING_WRITTEN)
 
 
 def bandwidth(size: int = 2**28) -> float:
@@ -227,19 +254,23 @@ def until_goal(rounds: int) -> dict[str, float]:
         def on_train_batch_end(self, trainer: L.Trainer, model: LitThreeSeven, *args: object) -> None:
             trainer.should_stop = ((model(test_x) >= THRESHOLD) == test_y.bool()).float().mean() >= GOAL
 
-    torch.manual_seed(0)
-    nothing_written = {"logger": False, "enable_checkpointing": False}
-    search = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2000,
-        callbacks=[Stop()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **nothing_written,
-    )
-    search.fit(LitThreeSeven(), data)
-    epochs = search.current_epoch
-    timers = {f"ours, {epochs} epochs": (lambda _: ours(None, epochs, **nothing_written), 1)}
+    timers = {}
+    for recipe, network in (("the default recipe", LitThreeSeven), ("the fast recipe", Fast)):
+        torch.manual_seed(0)
+        search = L.Trainer(
+            accelerator="cpu",
+            max_epochs=2000,
+            callbacks=[Stop()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **NOTHING_WRITTEN,
+        )
+        search.fit(network(), data)
+        epochs = search.current_epoch
+        timers[f"{recipe}, {epochs} epochs"] = (
+            lambda _, n=epochs, network=network: ours(None, n, network=network, **NOTHING_WRITTEN),
+            1,
+        )
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -330,7 +361,14 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     mini = alternate(batches, min(rounds, 3))
     rows |= mini
 
-    rows |= {f"g  {GOAL:.0%} of the test set: {name}": value for name, value in until_goal(rounds).items()}
+    goal = until_goal(rounds)
+    rows |= {f"g  {GOAL:.0%} of the test set: {name}": value for name, value in goal.items()}
+    _, fast, *sklearn = goal.values()
+
+    many = alternate(
+        {f"j  {k} networks at once": (lambda n, k=k: many_at_once(k, n), epochs // 20) for k in (16, 64)}, rounds
+    )
+    rows |= many
 
     times = (1, 10) if quick else (1, 10, 100)
     tiles = alternate(
@@ -349,6 +387,8 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     rows["i  main job, drawing its pictures"] = statistics.median(drawing(epochs) for _ in range(rounds))
 
     figures = {
+        **{f"{GOAL:.0%} of the test set: the fast recipe / scikit-learn": fast / other for other in sklearn},
+        **{f"{name[3:]} / article's loop": value / a for name, value in many.items()},
         FROM_CACHE: 2 * x.nbytes / a / memory,
         "main recipe / article's loop": c / a,
         "main recipe / article's loop, per image": c / len(data.train) / (a / len(whole.train)),

@@ -11,7 +11,6 @@ from torchmetrics import MeanSquaredError
 
 from lit_threeseven import exact
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.functional import sigmoid
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
 
 POINTS = 200  # epochs, at most, whose losses are kept
@@ -62,7 +61,7 @@ class LitThreeSevenMany(L.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return sigmoid(x.flatten(1) @ self.W + self.b)
+        return torch.sigmoid(x.flatten(1) @ self.W + self.b)  # half the time of our own, for so many numbers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of all rates times losses."""

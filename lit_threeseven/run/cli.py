@@ -86,8 +86,8 @@ class ThreeSevenCLI(LightningCLI):
         self.config = parser.parse_args(args)
         subcommand, chosen = self.config.subcommand, self.config[self.config.subcommand]
         # the digits are there because the model's are linked to them
-        command = options.with_model([subcommand, "--data.digits=[3, 7]", *self.command_line[1:]])
-        given = parser.parse_args(command, defaults=False)[subcommand]
+        command = [subcommand, "--data.digits=[3, 7]", *self.command_line[1:]]
+        given = parser.parse_args(options.with_model(command), defaults=False)[subcommand]
         work = [{"fit": "train", "validate": "val"}.get(subcommand, subcommand), *(["test"] if self.main_job else [])]
         options.settle(chosen, work, "optimizer.init_args.lr" in given)
         launch.take_devices(chosen.trainer)
