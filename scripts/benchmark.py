@@ -366,7 +366,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     _, fast, *sklearn = goal.values()
 
     many = alternate(
-        {f"j  {k} networks at once": (lambda n, k=k: many_at_once(k, n), epochs // 20) for k in (16, 64)}, rounds
+        {f"j  {k} networks at once": (lambda n, k=k: many_at_once(k, n), epochs * 4 // k) for k in (16, 64)}, rounds
     )
     rows |= many
 

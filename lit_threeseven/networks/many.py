@@ -13,15 +13,15 @@ from lit_threeseven import exact
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
 
-POINTS = 200  # epochs, at most, whose losses are kept
+POINTS = 100  # steps, at most, whose losses are kept
 
 
 class LitThreeSevenMany(L.LightningModule):
     """K independent `LitThreeSeven`s as the columns of one `W`, ``(784, K)``, and one `b`, ``(K,)``.
 
     Column k begins as ``LitThreeSeven(lr, init_std)`` does after ``torch.manual_seed(seed)``, and ends where it would,
-    but for rounding: a step of rate 1 on the sum of all rates times losses is each network's own step. A column that
-    becomes non-finite doesn't touch the others.
+    but for rounding: its gradient times its rate is one column of the step that all take together. A column that becomes
+    non-finite doesn't touch the others.
 
     Args:
         models: Learning rate, `init_std` and seed of each network; all different.
@@ -47,13 +47,14 @@ class LitThreeSevenMany(L.LightningModule):
             )
         check_memory(len(models), rows)
         self.models, self.digits, self.lr = models, check_digits(digits), 1.0
-        alone = []
+        columns = []
         for lr, init_std, seed in models:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                alone.append(LitThreeSeven(lr, init_std, digits))
-        self.W = nn.Parameter(torch.cat([model.W.detach() for model in alone], dim=1))
-        self.b = nn.Parameter(torch.cat([model.b.detach() for model in alone]))
+                alone = LitThreeSeven(lr, init_std, digits)
+            columns.append(torch.cat([alone.W.detach().flatten(), alone.b.detach()]))
+        numbers = torch.stack(columns, dim=1)
+        self.W, self.b = nn.Parameter(numbers[:PIXELS].clone()), nn.Parameter(numbers[PIXELS].clone())
         self.register_buffer("rates", torch.tensor([lr for lr, *_ in models]), persistent=False)
         self.loss, self.error = (MeanSquaredError(num_outputs=len(models)) for _ in range(2))
         self.curve: list[tuple[int, Tensor]] = []
@@ -61,15 +62,21 @@ class LitThreeSevenMany(L.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return torch.sigmoid(x.flatten(1) @ self.W + self.b)  # half the time of our own, for so many numbers
+        return torch.sigmoid(x.flatten(1) @ self.W + self.b)  # for so many numbers, half the time of our own
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The sum of all rates times losses."""
+        """The sum of all losses; each has its own column of `W`, and so the gradients are each network's own."""
         x, y = batch
-        losses = ((self(x) - y) ** 2).sum(0) / getattr(batch, "divisor", len(y))
+        probability, divisor = self(x), getattr(batch, "divisor", len(y))
+        y = y.expand_as(probability)
         if self.global_step in self._kept:
-            self.curve.append((self.global_step, losses.detach()))
-        return (self.rates * losses).sum()
+            self.curve.append((self.global_step, ((probability.detach() - y) ** 2).sum(0) / divisor))
+        return nn.functional.mse_loss(probability, y, reduction="sum") / divisor
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Give each network its own rate."""
+        for parameter in self.parameters():
+            parameter.grad *= self.rates
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure each network; of decisions, 0 or 1, the mean squared error is the share of wrong ones."""
