@@ -20,8 +20,8 @@ class LitThreeSevenMany(L.LightningModule):
     """K independent `LitThreeSeven`s as the columns of one `W`, ``(784, K)``, and one `b`, ``(K,)``.
 
     Column k begins as ``LitThreeSeven(lr, init_std)`` does after ``torch.manual_seed(seed)``, and ends where it would,
-    but for rounding: its gradient times its rate is one column of the step that all take together. A column that becomes
-    non-finite doesn't touch the others.
+    but for rounding: its gradient times its rate is one column of the step that all take together. If a column becomes
+    non-finite, the others don't notice.
 
     Args:
         models: Learning rate, `init_std` and seed of each network; all different.
@@ -29,7 +29,7 @@ class LitThreeSevenMany(L.LightningModule):
         rows: Images of a training step, to estimate the memory it needs; 0 leaves that out.
 
     Attributes:
-        curve: After a fit, steps taken and the training loss of each network, ``(K,)``, before the next one.
+        curve: After a fit, at most 100 pairs: a number of steps, and the training losses after them, ``(K,)``.
         results: After a validation "loss" and "accuracy" of each network, ``(K,)``.
 
     Raises:
