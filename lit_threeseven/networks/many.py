@@ -59,6 +59,7 @@ class LitThreeSevenMany(L.LightningModule):
         self.loss, self.error = (MeanSquaredError(num_outputs=len(models)) for _ in range(2))
         self.curve: list[tuple[int, Tensor]] = []
         self.results: dict[str, Tensor] = {}
+        self._kept: set[int] = set()  # steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
