@@ -16,10 +16,17 @@ def end(signum: int, frame: Any) -> None:
     os._exit(128 + signum if first else 0)
 
 
+def hold(yes: bool) -> None:
+    """Hold signals back, here and in processes started from here, until they are let through (not on Windows)."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if yes else signal.SIG_UNBLOCK, SIGNALS)
+
+
 def main() -> None:
     """Run the command line; Ctrl-C and SIGTERM end it with one line from the very first moment."""
     for signum in SIGNALS:
         signal.signal(signum, end)
+    hold(False)  # which the process that started this one may have held
     from lit_threeseven.run import checkpoints, cli  # this takes seconds
 
     def stop(signum: int, frame: Any) -> None:

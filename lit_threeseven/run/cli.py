@@ -156,6 +156,7 @@ class ThreeSevenCLI(LightningCLI):
             wanted |= {f"data.{name}": data.hparams[name] for name in ("val_fraction", "seed")}
         if self.checkpoint:
             checkpoints.check(self.ckpt_path, self.checkpoint, self.model, wanted)
+        launch.hold_signals(self.trainer)
 
     def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""

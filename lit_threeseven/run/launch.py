@@ -17,6 +17,8 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
 from typing_extensions import override
 
+from lit_threeseven.__main__ import hold
+
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
 GRACE = 5  # seconds that other processes leave the first one on their machine to say what is wrong
 
@@ -92,6 +94,7 @@ class PatientDDP(DDPStrategy):
 
     @override
     def setup_distributed(self) -> None:
+        hold(False)
         started = len(self.launcher.procs)  # by this process, just now
         meet(super().setup_distributed, None if started and self.num_nodes == 1 else GRACE * (1 + started))
 
@@ -105,6 +108,12 @@ def patient_ddp() -> Iterator[None]:
         yield
     finally:
         StrategyRegistry["ddp"] = usual
+
+
+def hold_signals(trainer: Any) -> None:
+    """Hold signals back while a Trainer starts processes: until those have begun, Python would print tracebacks."""
+    if isinstance(trainer.strategy, PatientDDP) and trainer.strategy.launcher:
+        hold(True)
 
 
 def kill_started(trainer: Any) -> None:
