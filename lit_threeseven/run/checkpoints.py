@@ -199,10 +199,7 @@ def read(path: str, resume: bool) -> dict[str, Any]:
 
 
 def check(path: str, checkpoint: dict[str, Any], model: LitThreeSeven, wanted: dict[str, Any]) -> None:
-    """Refuse a checkpoint without finite weights of this network, or made with a recipe other than `wanted`.
-
-    What it doesn't say about itself is not compared; your own Trainer's says less than a run's.
-    """
+    """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
     try:
         model.check_weights(checkpoint)
     except ValueError as error:

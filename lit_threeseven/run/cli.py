@@ -187,7 +187,7 @@ class ThreeSevenCLI(LightningCLI):
         if self.main_job:
             metrics = trainer.test(self.model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
             rows["Images"] += f", {len(data.test):,} to test"
-            rows |= metric_rows(metrics)
+            rows |= options.metric_rows(metrics)
             end |= {"Digest": self.model.digest()} if self.model.is_exact else {}  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
             finished = checkpoints.read(last, True) | {"finished": limits}
@@ -197,12 +197,12 @@ class ThreeSevenCLI(LightningCLI):
     def validate(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Measure a checkpoint on the held-out images."""
         metrics = self.trainer.validate(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
-        self.report({"Images": f"{len(datamodule.val):,}"} | metric_rows(metrics))
+        self.report({"Images": f"{len(datamodule.val):,}"} | options.metric_rows(metrics))
 
     def test(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Measure a checkpoint on the test images."""
         metrics = self.trainer.test(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
-        self.report({"Images": f"{len(datamodule.test):,}"} | metric_rows(metrics))
+        self.report({"Images": f"{len(datamodule.test):,}"} | options.metric_rows(metrics))
 
     def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
         """Write a checkpoint's answer for each test image to a CSV file beside it."""
@@ -226,15 +226,6 @@ class ThreeSevenCLI(LightningCLI):
         """Print a short table, once for all processes."""
         if self.trainer.is_global_zero:
             print("\n".join(f"{name:<15} {value}" for name, value in rows.items()))
-
-
-def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
-    """Lightning's metrics as rows for people: `test/auroc` becomes `Test AUROC`."""
-    rows = {}
-    for key, value in metrics.items():
-        name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
-        rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
-    return rows
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the user gives: options that are refused or filled in, and errors and warnings as sentences."""
+"""What the user gives and is told: options refused or filled in, errors and warnings as sentences, metrics as rows."""
 
 import errno
 import inspect
@@ -192,6 +192,15 @@ def argument_sentence(message: str) -> str:
         return f"--{keys[0]}: {refused[1]}" if refused else re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
     choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
     return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
+
+
+def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
+    """Lightning's metrics as rows for people: `test/auroc` becomes `Test AUROC`."""
+    rows = {}
+    for key, value in metrics.items():
+        name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
+        rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
+    return rows
 
 
 def silence_libraries() -> None:
