@@ -1,10 +1,8 @@
 """`LitThreeSeven`: the weights, the step, the metrics and the optimizer."""
 
-import hashlib
 from contextlib import ExitStack
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
@@ -17,6 +15,7 @@ from lit_threeseven.batches import Batch
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.functional import check_positive, mean_squared_error, normal, sigmoid
 from lit_threeseven.pixels import WholePixels
+from lit_threeseven.weights import WeightsFromFile
 
 PIXELS = 28 * 28
 
@@ -24,7 +23,7 @@ PIXELS = 28 * 28
 THRESHOLD = 0.5
 
 
-class LitThreeSeven(L.LightningModule):
+class LitThreeSeven(WeightsFromFile):
     """One layer with one neuron: ``probability of a three = sigmoid(x W + b)``, trained by gradient descent.
 
     `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. `lightning.seed_everything` or
@@ -84,7 +83,11 @@ class LitThreeSeven(L.LightningModule):
         """
         if isinstance(x, WholePixels):
             return exact.probability(x, self.W, self.b).float()
-        return sigmoid(x.flatten(1) @ self.W + self.b)
+        return sigmoid(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What the sigmoid makes a probability of: ``x W + b``, ``(N, 1)``; above 0 for the first digit."""
+        return x.flatten(1) @ self.W + self.b
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Prediction and loss of one batch; Lightning takes the gradient, and the optimizer updates."""
@@ -171,11 +174,6 @@ class LitThreeSeven(L.LightningModule):
         """Plain gradient descent: ``W -= lr * gradient``."""
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
-    def digest(self) -> str:
-        """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
-        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
-        return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
-
     def setup(self, stage: str) -> None:
         """Refuse data of other digits: their labels would mean something else.
 
@@ -218,14 +216,6 @@ class LitThreeSeven(L.LightningModule):
                 counts["completed"] = counts["processed"]
             if batches["is_last_batch"]:
                 batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
-
-    def check_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError, which names both networks, if a checkpoint's weights are not this one's."""
-        states = checkpoint["state_dict"], self.state_dict()
-        found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
-        if found != own:
-            network = checkpoint.get("network", "another network")
-            raise ValueError(f"The checkpoint holds {network} with {found}, not {type(self).__name__} with {own}.")
 
     def on_train_end(self) -> None:
         """Refuse to end training with non-finite weights."""

@@ -219,7 +219,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused_in_a_sentence(broken_checkpo
         "nope.ckpt": "There is no checkpoint file nope.ckpt; give a file",
         "half.ckpt": r"half.ckpt is not a lit-threeseven checkpoint, or is truncated",
         "text.ckpt": r"text.ckpt is not a lit-threeseven checkpoint, or is truncated",
-        "code.ckpt": r"code.ckpt is not a lit-threeseven checkpoint, or is truncated",
+        "code.ckpt": r"code.ckpt is refused: it holds \w+.mkdir, which could run code. None was run",
         "other.ckpt": "holds LitThreeSeven with layer.weight .3, 2., not LitThreeSeven with W .784, 1",
     }.items():
         code, _, error = run(subcommand, "--ckpt_path", file)
@@ -297,7 +297,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--trainer.max_time", "{secs: 3}"], "'secs'.*--trainer.max_time"),
         (["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks; use ddp"),
         (["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nope"], "metric `nope` which is not"),
-        (["test"], "needs a trained network: give --run NAME, or --ckpt_path"),
+        (["test"], "test needs --run NAME, or --ckpt_path"),
         (["predict", "--ckpt_path", "best"], "No run in .*/logs has saved a checkpoint"),
         (["test", "--run", "r"], "There is no checkpoint file .*/logs/r/checkpoints/best.ckpt"),
         (["fit", "--run", "../r"], r"--run takes the name of a folder in .*logs, .*got '\.\./r'"),

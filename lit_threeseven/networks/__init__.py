@@ -1,6 +1,32 @@
-"""Other networks for the same data: `LitThreeSevenMLP` with hidden layers, and `LitThreeSevenMany` at once."""
+"""Other networks for the same data, `LitThreeSevenMLP` with hidden layers and `LitThreeSevenMany` at once; `load`."""
 
+from pathlib import Path
+
+from lit_threeseven import LitThreeSeven
 from lit_threeseven.networks.layers import LitThreeSevenMLP
 from lit_threeseven.networks.many import LitThreeSevenMany
+from lit_threeseven.weights import read
 
-__all__ = ["LitThreeSevenMLP", "LitThreeSevenMany"]
+__all__ = ["NETWORKS", "LitThreeSevenMLP", "LitThreeSevenMany", "load"]
+
+NETWORKS = {network.__name__: network for network in (LitThreeSeven, LitThreeSevenMLP)}
+
+
+def load(path: str | Path) -> LitThreeSeven:
+    """The network of a checkpoint, whichever it holds, in evaluation mode; never runs code that it may hold.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it is no checkpoint of one of `NETWORKS`, holds objects that could run code, or numbers that are
+            not finite.
+    """
+    name = read(path).get("network", "LitThreeSeven")
+    if name not in NETWORKS:
+        raise ValueError(f"{path} holds {name}; only these networks can be loaded: {', '.join(NETWORKS)}.")
+    try:
+        model = NETWORKS[name].load_from_checkpoint(path).eval()
+    except Exception as error:  # the arguments in a damaged file may be anything
+        raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ValueError(f"{path} holds weights that are not finite.")
+    return model

@@ -61,9 +61,9 @@ class LitThreeSevenMLP(LitThreeSeven):
             self.register_parameter(f"W{i}", nn.Parameter(W))
             self.register_parameter(f"b{i}", nn.Parameter(-0.5 * (i > 1) * W.sum(0)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Probability that an image shows the first digit; see `LitThreeSeven.forward`."""
-        h = x.flatten(1)
-        for i in range(1, len(self.hparams["hidden_sizes"]) + 2):
-            h = sigmoid(h @ getattr(self, f"W{i}") + getattr(self, f"b{i}"))
-        return h
+    def logits(self, x: Tensor) -> Tensor:
+        """What the last sigmoid makes a probability of, ``(N, 1)``; see `LitThreeSeven.forward`."""
+        z = x.flatten(1) @ self.W1 + self.b1
+        for i in range(2, len(self.hparams["hidden_sizes"]) + 2):
+            z = sigmoid(z) @ getattr(self, f"W{i}") + getattr(self, f"b{i}")
+        return z

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import lightning as L
 import psutil
 import torch
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from torchmetrics import MeanSquaredError
 from lit_threeseven import exact
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
+from lit_threeseven.weights import WeightsFromFile
 
 POINTS = 100  # steps, at most, whose losses are kept
 
 
-class LitThreeSevenMany(L.LightningModule):
+class LitThreeSevenMany(WeightsFromFile):
     """K independent `LitThreeSeven`s as the columns of one `W`, ``(784, K)``, and one `b`, ``(K,)``.
 
     Column k begins as ``LitThreeSeven(lr, init_std)`` does after ``torch.manual_seed(seed)``, and ends where it would,

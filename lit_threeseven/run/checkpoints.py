@@ -18,14 +18,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven
+from lit_threeseven import LitThreeSeven, weights
 from lit_threeseven.run.options import UserError
 
 # What a run needs to resume, and what a checkpoint may say about itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
 RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
-NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
-NOTED |= {"optimizer": str, "network": str}
+NOTED = {
+    "hyper_parameters": dict,
+    "datamodule_hyper_parameters": dict,
+    "recipe": dict,
+    "optimizer": str,
+    "network": str,
+}
 
 
 class Stopped(SystemExit):
@@ -45,10 +50,10 @@ def count(epochs: int) -> str:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its final path, and move it there in one step when complete; raises OSError.
+    """Write a checkpoint beside its final path, and move it there in one step when complete; load it as `weights.read`.
 
-    Lightning itself writes to the system's temporary folder first; from there a file may have to be copied, and a crash
-    may leave half a copy. Use it as a plugin: ``Trainer(plugins=[WholeCheckpointIO()])``.
+    Lightning itself writes to the system's temporary folder first; a crash may leave half a copy of that file. Use it
+    as a plugin: ``Trainer(plugins=[WholeCheckpointIO()])``.
     """
 
     @override
@@ -56,6 +61,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # on a full disk torch.save into a file doesn't say what went wrong
         torch.save(checkpoint, content)
         write_whole(Path(path), content.getbuffer())
+
+    @override
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return weights.read(path, map_location)
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -128,8 +137,7 @@ class LastCheckpoint(ModelCheckpoint):
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if a save is due or the run has to stop."""
-        due = (trainer.current_epoch + 1) % self.period == 0
-        stop = bool(self._signal)
+        due, stop = (trainer.current_epoch + 1) % self.period == 0, bool(self._signal)
         if trainer.world_size > 1:  # ask the others rarely: all of them, and their devices, wait for the answer
             ask = due or trainer.global_step - self._asked >= max(1, trainer.log_every_n_steps)
             stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -176,7 +184,8 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
             raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
         ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
     elif not ckpt_path and not fitting:
-        raise UserError(f"{subcommand} needs a trained network: give --run NAME, or --ckpt_path FILE, best or last.")
+        what = "pictures, or --run" if subcommand == "predict" else "--run"
+        raise UserError(f"{subcommand} needs {what} NAME, or --ckpt_path: a file, best, last or pretrained.")
     if ckpt_path and not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of a run.")
     return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""
@@ -185,11 +194,9 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
 def read(path: str, resume: bool) -> dict[str, Any]:
     """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        dict(checkpoint["state_dict"])  # `check` looks at the weights themselves
-    except Exception as error:  # which one torch.load raises depends on the damage
-        why = type(error).__name__
-        raise UserError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
+        checkpoint = weights.read(path)  # `check` looks at the weights themselves
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if resume and "optimizer_states" not in checkpoint:
         raise UserError(f"{path} contains only weights; training can't resume from it.")
     for name, kind in (RESUMED | NOTED).items():

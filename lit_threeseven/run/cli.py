@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
@@ -17,14 +16,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.networks import load
 from lit_threeseven.run import checkpoints, launch, options
 from lit_threeseven.run.options import UserError
+from lit_threeseven.use import predict
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
+from lit_threeseven.weights import PRETRAINED
 
 DESCRIPTION = """
 Learn to tell handwritten threes from sevens. Without a subcommand it does the main job: fit, then test, then a short
 table; its options are those of fit, see `fit --help`. fit validates and saves at most 20 times unless told otherwise;
-validate and test measure a checkpoint, and predict writes its answer for each test image.
+validate and test measure a checkpoint, and predict answers pictures, or writes its answer for each test image.
 """
 
 
@@ -73,11 +75,15 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = "Checkpoint to resume from or use: a file, or best or last of --run or of the newest run."
+        checkpoint = (
+            "Checkpoint to resume from or use: a file, best or last of a run, or pretrained: the one that ships."
+        )
         name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other subcommands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
         parser.link_arguments("data.digits", "model.init_args.digits")
+        if self.command_line[:1] == ["predict"]:
+            predict.add_options(parser)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -94,7 +100,7 @@ class ThreeSevenCLI(LightningCLI):
         self.logs = Path(chosen.trainer.default_root_dir or ".", "logs").resolve()
         self.run, self.ckpt_path = checkpoints.find(self.logs, chosen.run, chosen.ckpt_path, subcommand)
         chosen.ckpt_path = None  # Lightning would take the model's arguments from there
-        if self.ckpt_path:
+        if self.ckpt_path and not chosen.get("paths"):
             self.checkpoint = checkpoints.read(self.ckpt_path, subcommand == "fit")
             if subcommand != "fit" and "model.init_args" not in given:
                 chosen.model = options.network(self.checkpoint, chosen.model)
@@ -122,10 +128,8 @@ class ThreeSevenCLI(LightningCLI):
             self.last = checkpoints.LastCheckpoint(options.check_every(self.config.fit.trainer), folder)
             note = LambdaCallback(on_save_checkpoint=lambda trainer, module, state: state.update(recipe=self.recipe))
             callbacks += [self.last, self.best, note]
-        if chosen.enable_progress_bar is not False:
-            callbacks.append(FitProgressBar())
-        if fitting:
-            callbacks.append(TensorBoardPictures())
+        callbacks += [FitProgressBar()] if chosen.enable_progress_bar is not False else []
+        callbacks += [TensorBoardPictures()] if fitting else []
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
@@ -205,20 +209,20 @@ class ThreeSevenCLI(LightningCLI):
         self.report({"Images": f"{len(datamodule.test):,}"} | options.metric_rows(metrics))
 
     def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
-        """Write a checkpoint's answer for each test image to a CSV file beside it."""
+        """Print a network's answers for pictures, or write those for the test images to a CSV file."""
+        chosen = self.config.predict
+        if chosen.paths:
+            if unreadable := predict.report(load(self.ckpt_path), chosen.paths, chosen.format, chosen.explain):
+                raise UserError(f"{unreadable:,} of the pictures can't be read.")
+            return
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
-        digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
-        first, second = datamodule.digits
-        _, y = datamodule.test[: len(digit)]  # limit_predict_batches may be given
-        truth = torch.where(y == 1, first, second)
-        rows = {"Images": f"{len(truth):,}, {int((digit == truth).sum()):,} of them right"}
+        content, right, count = predict.table(batches, datamodule)
+        rows = {"Images": f"{count:,}, {right:,} of them right"}
         if not self.trainer.fast_dev_run:
             path = Path(self.ckpt_path).with_suffix(".predictions.csv")
-            lines = [f"image,truth,digit,probability of {first}\n"]
-            for i, row in enumerate(torch.cat([truth, digit, probability.double()], dim=1).tolist()):
-                lines.append("{},{:.0f},{:.0f},{:.9g}\n".format(i, *row))
+            path = Path(path.name) if path.parent == PRETRAINED else path
             if self.trainer.is_global_zero:
-                checkpoints.write_whole(path, "".join(lines).encode())
+                checkpoints.write_whole(path, content.encode())
             rows["Predictions"] = os.path.relpath(path)
         self.report(rows)
 

@@ -20,7 +20,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.networks import LitThreeSevenMLP
+from lit_threeseven.networks import NETWORKS
+from lit_threeseven.weights import PRETRAINED
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
@@ -79,6 +80,11 @@ def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
             if "://" in group[name]:
                 raise UserError(f"{name} must be a local path, got {group[name]}.")
             group[name] = os.path.expandvars(Path(group[name]).expanduser())
+    pictures = options.get("paths", [])
+    if options.ckpt_path == "pretrained" or (pictures and not (options.ckpt_path or options.run)):
+        options.ckpt_path = str(PRETRAINED / f"{options.model.class_path.rpartition('.')[2]}.ckpt")
+    if not pictures and (options.get("explain") or options.get("format", "table") != "table"):
+        raise UserError("--format and --explain are for pictures; give their files or folders.")
     some = ["max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"]
     for name in (*some, *(f"limit_{part}_batches" for part in work)):
         if trainer[name] == 0:
@@ -97,7 +103,7 @@ def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
 
 def network(checkpoint: dict[str, Any], chosen: Namespace) -> Namespace:
     """The network that a checkpoint says it holds, for the chosen digits; the chosen one if it says nothing known."""
-    kind = {kind.__name__: kind for kind in (LitThreeSeven, LitThreeSevenMLP)}.get(checkpoint.get("network", ""))
+    kind = NETWORKS.get(checkpoint.get("network", ""))
     if kind is None or chosen.class_path not in (USUAL, f"{kind.__module__}.{kind.__name__}"):
         return chosen
     made_with = checkpoint.get("hyper_parameters", {}).items()

@@ -83,6 +83,30 @@ def images(x: Tensor, captions: Sequence[str], title: str) -> Figure:
     return figure
 
 
+def contributions(x: Tensor, parts: Tensor, title: str, digits: tuple[int, int] = (3, 7)) -> Figure:
+    """Draw an image, and beside it what each pixel says: red speaks for the first digit, blue for the second.
+
+    Args:
+        x: ``(28, 28)``, 0 to 1; dark is 1.
+        parts: ``(28, 28)``, each pixel's part of the sum that decides.
+        title: Text above both.
+        digits: The two digits.
+    """
+    first, second = digits
+    limit = parts.abs().max().item() or 1.0
+    figure = Figure(figsize=(6.4, 3.6), facecolor="white")
+    panels = [figure.add_axes((left, 0.13, 0.46, 0.72)) for left in (0.03, 0.51)]
+    panels[0].imshow(x.numpy(), cmap="gray_r", vmin=0, vmax=1)
+    panels[1].imshow(parts.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    sums = parts.clamp(min=0).sum(), -parts.clamp(max=0).sum()
+    texts = "the image as the network sees it", f"for {first}: {sums[0]:.2f} (red), for {second}: {sums[1]:.2f} (blue)"
+    for axes, text in zip(panels, texts, strict=True):
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(text, fontsize=9)
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure
+
+
 def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] = (3, 7)) -> Figure:
     """Draw how well the digits are told apart.
 

@@ -1,0 +1,122 @@
+"""Pictures of one's own in MNIST's form: light ink on black, 20 pixels long, its centre of mass in the middle.
+
+`place` is also written in JavaScript, in `page.html`; change both together.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+SIDE = 28
+BOX = 20  # pixels of the longer side of the ink
+CENTRE = 14.5  # where MNIST's images have their centre of mass, on average, from the left and from the top
+LARGE = 2000  # pixels; a picture with a longer side is made smaller first, which takes less memory
+LEAST_CONTRAST = 32  # of 255: ink that differs less from the paper is none
+INK = (0.25, 0.75)  # of the contrast: below there is no ink, above nothing else; it leaves out noise and shadows
+OUTSIDE = 0.002  # share of the ink that may stick out of the box on each side, as specks do
+
+
+class NoInkError(ValueError):
+    """A picture shows nothing: it has hardly any contrast."""
+
+
+def normalize(picture: Image.Image) -> Tensor:
+    """Bring a picture of a digit into the form of MNIST's images.
+
+    They were made so by LeCun, Cortes and Burges (http://yann.lecun.com/exdb/mnist): the ink's bounding box is scaled
+    to 20×20 pixels, keeping its aspect ratio, and moved until its centre of mass is in the middle of 28×28. Before
+    that, the picture is turned as its EXIF data says, put on paper where it is transparent, made grey, and inverted
+    if it is dark on light: what most of its edge shows is taken for the paper.
+
+    Args:
+        picture: Of any size and any mode of Pillow's, with one digit on plain paper.
+
+    Returns:
+        ``(28, 28)`` float32, 0 (paper) to 1 (ink); a batch of them is what `LitThreeSeven` takes.
+
+    Raises:
+        NoInkError: If its contrast is below 32 of 255.
+        OSError: If the picture's file is damaged.
+
+    Example:
+        >>> from lit_threeseven import LitThreeSeven
+        >>> page = Image.new("L", (90, 120), "white")
+        >>> page.paste("black", (20, 20, 60, 30))  # left, top, right, bottom: the bar of a seven
+        >>> page.paste("black", (50, 20, 60, 100))
+        >>> probability = LitThreeSeven.from_pretrained()(normalize(page).unsqueeze(0))
+        >>> bool(probability < 0.5)
+        True
+    """
+    grey = _grey(ImageOps.exif_transpose(picture))
+    smaller = grey.reduce(-(-max(grey.size) // LARGE))
+    values = np.nan_to_num(np.asarray(smaller, np.float64))
+    if grey.mode == "F":  # more than 8 bits, in a range that the file doesn't tell
+        values = (values - values.min()) * (255 / max(np.ptp(values), 1e-300))
+    return torch.from_numpy(place(ink(values))).float()
+
+
+def ink(grey: Array) -> Array:
+    """How much ink there is in each pixel, 0 to 1, from grey values, ``(H, W)``, 0 to 255; raises `NoInkError`."""
+    paper = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
+    contrast = grey - paper
+    if -contrast.min() > contrast.max():
+        contrast = -contrast
+    if contrast.max() < LEAST_CONTRAST:
+        raise NoInkError("there is no ink")
+    return contrast / contrast.max()
+
+
+def place(ink: Array) -> Array:
+    """Scale and move the ink in a picture as `normalize` says.
+
+    Args:
+        ink: ``(H, W)``, up to 1, which it must reach; what is below a quarter doesn't count.
+
+    Returns:
+        ``(28, 28)``, 0 to 1. Each pixel is the mean of the area that it covers.
+    """
+    low, high = INK
+    ink = np.clip((ink - low) / (high - low), 0, 1)
+    down, across = ink.sum(1), ink.sum(0)
+    scale = max(_extent(down), _extent(across)) / BOX  # pixels of the picture for one of the image
+    rows, columns = _areas(down, scale), _areas(across, scale)
+    image = rows @ ink @ columns.T
+    return image / image.max()
+
+
+def _extent(profile: Array) -> float:
+    """Length in which all but `OUTSIDE` of a profile's ink lies on each side, by linear interpolation."""
+    total = np.concatenate([[0.0], np.cumsum(profile)]) / profile.sum()
+    # of several places with the same total the inner ones count
+    first = np.searchsorted(total, OUTSIDE, "right") - 1
+    last = np.searchsorted(total, 1 - OUTSIDE, "left")
+    start = first + (OUTSIDE - total[first]) / (total[first + 1] - total[first])
+    end = last - (total[last] - (1 - OUTSIDE)) / (total[last] - total[last - 1])
+    return float(end - start)
+
+
+def _areas(profile: Array, scale: float) -> Array:
+    """Share of each picture row in each image row, ``(28, H)``, with the centre of mass at `CENTRE`."""
+    places = np.arange(len(profile))
+    centre = profile @ (places + 0.5) / profile.sum()
+    edges = centre + scale * (np.arange(SIDE + 1) - CENTRE)
+    overlap = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
+    return overlap.clip(min=0) / scale
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """The picture in mode L, or in F if it has more than 8 bits; on paper where it is transparent."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        return Image.fromarray(np.asarray(picture).astype(np.float32))
+    if not picture.has_transparency_data:
+        return (picture if picture.mode in ("1", "L") else picture.convert("RGB")).convert("L")
+    picture = picture.convert("RGBA")
+    grey, opaque = picture.convert("RGB").convert("L"), np.asarray(picture.getchannel("A")) >= 128
+    shown = np.asarray(grey)[opaque]
+    # mostly opaque, it has paper of its own, perhaps with round corners; otherwise what shows is the ink
+    paper = np.median(shown) if opaque.mean() > 0.5 else 255 * (not shown.size or shown.mean() < 128)
+    return Image.composite(grey, Image.new("L", picture.size, int(paper)), picture.getchannel("A"))

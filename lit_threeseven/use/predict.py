@@ -1,0 +1,226 @@
+"""Answers for files of pictures, as a table, as CSV or as JSON lines."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_threeseven.datamodule import ThreeSevenDataModule
+from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, load
+from lit_threeseven.module import THRESHOLD, LitThreeSeven
+from lit_threeseven.pixels import flatten
+from lit_threeseven.use.pictures import NoInkError, normalize
+from lit_threeseven.watch import figures
+
+Format = Literal["table", "csv", "jsonl"]
+
+CHUNK = 64  # pictures that are answered together
+
+# Euclidean distance to the nearest training image; of the test images one in a hundred is farther away.
+FAR = 6.82
+
+UNREADABLE = "can't be read: "
+
+
+@dataclass
+class Answer:
+    """What is said of a file.
+
+    Attributes:
+        file: Its path.
+        digit: The digit that it shows; None if it can't be read or shows nothing.
+        probability: Of that digit, 0.5 to 1.
+        remark: Why there is no digit, or what else one should know.
+    """
+
+    file: str
+    digit: int | None = None
+    probability: float | None = None
+    remark: str = ""
+
+
+def add_options(parser: Any) -> None:
+    """Add the command line's options for pictures to a parser of jsonargparse."""
+    paths = "Pictures to answer: files, folders, or - for a list of them on standard input."
+    explain = "Folder for a figure of each picture: how the network sees it, and what each pixel contributes."
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
+    parser.add_argument("--format", type=Format, default="table", help="Form of the answers for pictures.")
+    parser.add_argument("--explain", type=str | None, metavar="FOLDER", help=explain)
+
+
+def find(paths: Iterable[str]) -> list[str]:
+    """Files of pictures: the given ones, those in given folders and their folders, and for "-" those that it lists.
+
+    In a folder they are known by their ending. A folder that can't be read is given as if it were a file.
+    """
+    files: list[str] = []
+    for path in paths:
+        if path == "-":
+            files += itertools.chain.from_iterable(map(_inside, filter(None, map(str.strip, sys.stdin))))
+        else:
+            files += _inside(path)
+    return files
+
+
+def _inside(path: str) -> Iterator[str]:
+    if not Path(path).is_dir():
+        yield path
+        return
+    refused: list[str] = []
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    for folder, folders, names in os.walk(path, onerror=lambda error: refused.append(error.filename)):
+        folders.sort()
+        yield from (str(Path(folder, name)) for name in sorted(names) if Path(name).suffix.lower() in endings)
+    yield from refused
+
+
+def answers(model: LitThreeSeven, files: list[str]) -> Iterator[tuple[Answer, Tensor | None]]:
+    """The answer for each file, in order, with the image as the network sees it, ``(28, 28)``, if there is one.
+
+    Args:
+        model: A network in evaluation mode.
+        files: Paths; only `CHUNK` pictures are in memory at once.
+    """
+    first, second = model.digits
+    for start in range(0, len(files), CHUNK):
+        read = [(file, *_read(file)) for file in files[start : start + CHUNK]]
+        x = torch.stack([torch.zeros(28, 28) if image is None else image for _, image, _ in read])
+        with torch.no_grad():
+            probabilities, far = model(x).flatten().tolist(), _far(x, model.digits).tolist()
+        for (file, image, remark), p, unlike in zip(read, probabilities, far, strict=True):
+            if image is None:
+                yield Answer(file, remark=remark), None
+            else:
+                remarks = [*filter(None, [remark]), *["unlike all training images"] * unlike]
+                yield Answer(file, first if p >= THRESHOLD else second, max(p, 1 - p), ", ".join(remarks)), image
+
+
+def _read(file: str) -> tuple[Tensor | None, str]:
+    """The image in a file, or None, and a remark."""
+    try:
+        if Path(file).exists() and not Path(file).is_file():  # reading a pipe could take forever
+            raise OSError("it is not a file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                frames = getattr(picture, "n_frames", 1)
+                return normalize(picture), f"the first of {frames} frames" if frames > 1 else ""
+    except NoInkError as error:
+        return None, str(error)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return None, f"{UNREADABLE}it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    except Exception as error:  # which one Pillow raises depends on the damage
+        known = not isinstance(error, UnidentifiedImageError)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return None, f"{UNREADABLE}{why if known else 'it is not a picture, or is damaged'}"
+
+
+@cache
+def _training_images() -> Tensor:
+    return flatten(load(BUNDLED_ROOT, BUNDLED_DIGITS, train=True)[0])
+
+
+def _far(x: Tensor, digits: tuple[int, int]) -> Tensor:
+    """Which images, ``(N,)``, are farther than `FAR` from every training image, where these are at hand."""
+    if set(digits) != set(BUNDLED_DIGITS):
+        return torch.zeros(len(x), dtype=torch.bool)
+    return torch.cdist(x.flatten(1), _training_images()).amin(1) > FAR
+
+
+def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
+    """What each pixel contributes to the decision: ``x W`` before it is summed up, above 0 for the first digit.
+
+    With hidden layers it is the pixel times the slope of the logit there, which of one layer is ``x W`` too.
+
+    Args:
+        model: A network.
+        x: ``(N, 28, 28)``, 0 to 1.
+
+    Returns:
+        ``(N, 28, 28)``.
+    """
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.logits(x).sum(), x)
+    return (x * slope).detach()
+
+
+def report(model: LitThreeSeven, paths: list[str], form: Format = "table", explain: str | None = None) -> int:
+    """Print the answers for pictures; gives the number of files that can't be read.
+
+    Args:
+        model: A network in evaluation mode.
+        paths: As for `find`.
+        form: "table" for people; "csv"; "jsonl", a JSON object per line.
+        explain: Folder for a picture of each file's image, with each pixel's contribution; made if it is not there.
+
+    Raises:
+        ValueError: If there are no files.
+        OSError: If an explanation can't be written.
+    """
+    files, unreadable, used = find(paths), 0, Counter[str]()
+    if not files:
+        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
+    if explain:
+        Path(explain).mkdir(parents=True, exist_ok=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
+    with tqdm(total=len(files), desc="Pictures", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
+        head = {"table": "digit  probability  file", "csv": ",".join(field.name for field in fields(Answer))}
+        if form in head:
+            tqdm.write(head[form])
+        for answer, image in answers(model, files):
+            tqdm.write(_line(answer, form))
+            unreadable += answer.remark.startswith(UNREADABLE)
+            if explain and image is not None:
+                name = Path(answer.file).name
+                used[name] += 1
+                again = f" {used[name]}" if used[name] > 1 else ""
+                title = f"{printable(name)}: a {answer.digit}, {answer.probability:.2%}"
+                parts = contributions(model, image.unsqueeze(0))[0]
+                figures.contributions(image, parts, title, model.digits).savefig(Path(explain, f"{name}{again}.png"))
+            bar.update()
+    return unreadable
+
+
+def _line(answer: Answer, form: Format) -> str:
+    if form == "jsonl":
+        return json.dumps(asdict(answer))
+    if form == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(asdict(answer).values())
+        return text.getvalue()
+    digit = "?" if answer.digit is None else answer.digit
+    probability = "" if answer.probability is None else f"{answer.probability:.2%}"
+    return f"{digit:>5}  {probability:>11}  {printable(answer.file)}" + f"  ({answer.remark})" * bool(answer.remark)
+
+
+def table(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int, int]:
+    """A Trainer's predictions of test images as CSV, how many of them are right, and how many there are."""
+    digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
+    first, second = data.digits
+    _, y = data.test[: len(digit)]  # limit_predict_batches may be given
+    truth = torch.where(y == 1, first, second)
+    lines = [f"image,truth,digit,probability of {first}\n"]
+    for i, row in enumerate(torch.cat([truth, digit, probability.double()], dim=1).tolist()):
+        lines.append("{},{:.0f},{:.0f},{:.9g}\n".format(i, *row))
+    return "".join(lines), int((digit == truth).sum()), len(truth)
+
+
+def printable(name: str) -> str:
+    """A file's name without what could upset a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
