@@ -6,8 +6,7 @@ python scripts/draw_weights.py logs/version_0/checkpoints/best.ckpt weights.png
 import argparse
 import sys
 
-import torch
-
+from lit_threeseven.networks import load
 from lit_threeseven.watch import figures
 
 
@@ -18,14 +17,11 @@ def main() -> None:
     parser.add_argument("picture", help="file to write, .png, .svg or .pdf")
     args = parser.parse_args()
     try:
-        checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-        W = next(iter(checkpoint["state_dict"].values()))
-        digits = tuple(checkpoint["hyper_parameters"].get("digits", (3, 7)))
-        picture = figures.weights(W, digits) if W.shape[1] == 1 else figures.units(W)
-    except FileNotFoundError:
-        sys.exit(f"There is no file {args.checkpoint}.")
-    except Exception:  # whatever torch raises for a bad file
-        sys.exit(f"{args.checkpoint} is not a lit-threeseven checkpoint, or is truncated.")
+        model = load(args.checkpoint)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    W = next(model.parameters())
+    picture = figures.weights(W, model.digits) if W.shape[1] == 1 else figures.units(W)
     try:
         picture.savefig(args.picture)
     except (OSError, ValueError) as error:

@@ -24,13 +24,8 @@ from lit_threeseven.run.options import UserError
 # What a run needs to resume, and what a checkpoint may say about itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
 RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
-NOTED = {
-    "hyper_parameters": dict,
-    "datamodule_hyper_parameters": dict,
-    "recipe": dict,
-    "optimizer": str,
-    "network": str,
-}
+NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
+NOTED |= {"optimizer": str, "network": str}
 
 
 class Stopped(SystemExit):
@@ -184,8 +179,8 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
             raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
         ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
     elif not ckpt_path and not fitting:
-        what = "pictures, or --run" if subcommand == "predict" else "--run"
-        raise UserError(f"{subcommand} needs {what} NAME, or --ckpt_path: a file, best, last or pretrained.")
+        what = f"{subcommand} needs {'pictures, or ' * (subcommand == 'predict')}"
+        raise UserError(f"{what}--run NAME, or --ckpt_path: a file, best, last or pretrained.")
     if ckpt_path and not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of a run.")
     return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""

@@ -60,9 +60,17 @@ def normalize(picture: Image.Image) -> Tensor:
 
 
 def ink(grey: Array) -> Array:
-    """How much ink there is in each pixel, 0 to 1, from grey values, ``(H, W)``, 0 to 255; raises `NoInkError`."""
-    paper = np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]))
-    contrast = grey - paper
+    """How much ink there is in each pixel, up to 1, from grey values, ``(H, W)``, 0 to 255; raises `NoInkError`.
+
+    What most of the frame shows is the paper. Where it gets darker from side to side, as in a photo, so does the paper.
+    """
+    sides = grey[0], grey[-1], grey[:, 0], grey[:, -1]
+    contrast = grey - np.median(np.concatenate(sides))
+    top, bottom, left, right = (np.median(side) for side in sides)
+    if np.ptp([top, bottom, left, right]) < np.abs(contrast).max() / 2:  # otherwise a side is full of ink
+        height, width = grey.shape
+        contrast -= np.linspace(top - bottom, bottom - top, height)[:, None] / 2
+        contrast -= np.linspace(left - right, right - left, width) / 2
     if -contrast.min() > contrast.max():
         contrast = -contrast
     if contrast.max() < LEAST_CONTRAST:

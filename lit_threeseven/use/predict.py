@@ -65,7 +65,7 @@ def add_options(parser: Any) -> None:
 def find(paths: Iterable[str]) -> list[str]:
     """Files of pictures: the given ones, those in given folders and their folders, and for "-" those that it lists.
 
-    In a folder they are known by their ending. A folder that can't be read is given as if it were a file.
+    In a folder they are known by their ending. A folder that is empty or can't be read is given as if it were a file.
     """
     files: list[str] = []
     for path in paths:
@@ -80,12 +80,12 @@ def _inside(path: str) -> Iterator[str]:
     if not Path(path).is_dir():
         yield path
         return
-    refused: list[str] = []
+    found: list[str] = []
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    for folder, folders, names in os.walk(path, onerror=lambda error: refused.append(error.filename)):
+    for folder, folders, names in os.walk(path, onerror=lambda error: found.append(error.filename)):
         folders.sort()
-        yield from (str(Path(folder, name)) for name in sorted(names) if Path(name).suffix.lower() in endings)
-    yield from refused
+        found.extend(str(Path(folder, name)) for name in sorted(names) if Path(name).suffix.lower() in endings)
+    yield from found or [path]
 
 
 def answers(model: LitThreeSeven, files: list[str]) -> Iterator[tuple[Answer, Tensor | None]]:
@@ -112,6 +112,9 @@ def answers(model: LitThreeSeven, files: list[str]) -> Iterator[tuple[Answer, Te
 def _read(file: str) -> tuple[Tensor | None, str]:
     """The image in a file, or None, and a remark."""
     try:
+        if Path(file).is_dir():
+            next(Path(file).iterdir(), None)  # which says why, if it can't be read
+            raise OSError("there are no pictures in it")
         if Path(file).exists() and not Path(file).is_file():  # reading a pipe could take forever
             raise OSError("it is not a file")
         with warnings.catch_warnings():
@@ -169,31 +172,36 @@ def report(model: LitThreeSeven, paths: list[str], form: Format = "table", expla
         explain: Folder for a picture of each file's image, with each pixel's contribution; made if it is not there.
 
     Raises:
-        ValueError: If there are no files.
+        ValueError: If a list has no files.
         OSError: If an explanation can't be written.
     """
     files, unreadable, used = find(paths), 0, Counter[str]()
     if not files:
-        raise ValueError(f"There are no pictures in {', '.join(paths)}.")
+        raise ValueError("There are no pictures in the list on standard input.")
     if explain:
         Path(explain).mkdir(parents=True, exist_ok=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
-    with tqdm(total=len(files), desc="Pictures", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
-        head = {"table": "digit  probability  file", "csv": ",".join(field.name for field in fields(Answer))}
-        if form in head:
-            tqdm.write(head[form])
-        for answer, image in answers(model, files):
-            tqdm.write(_line(answer, form))
-            unreadable += answer.remark.startswith(UNREADABLE)
-            if explain and image is not None:
-                name = Path(answer.file).name
-                used[name] += 1
-                again = f" {used[name]}" if used[name] > 1 else ""
-                title = f"{printable(name)}: a {answer.digit}, {answer.probability:.2%}"
-                parts = contributions(model, image.unsqueeze(0))[0]
-                figures.contributions(image, parts, title, model.digits).savefig(Path(explain, f"{name}{again}.png"))
-            bar.update()
+    try:
+        with tqdm(total=len(files), desc="Pictures", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
+            head = {"table": "digit  probability  file", "csv": ",".join(field.name for field in fields(Answer))}
+            if form in head:
+                tqdm.write(head[form])
+            for answer, image in answers(model, files):
+                tqdm.write(_line(answer, form))
+                unreadable += answer.remark.startswith(UNREADABLE)
+                if explain and image is not None:
+                    name = Path(answer.file).name
+                    used[name] += 1
+                    again = f" {used[name]}" if used[name] > 1 else ""
+                    title = f"{printable(name)}: a {answer.digit}, {answer.probability:.2%}"
+                    parts = contributions(model, image.unsqueeze(0))[0]
+                    figures.contributions(image, parts, title, model.digits).savefig(
+                        Path(explain, f"{name}{again}.png")
+                    )
+                bar.update()
+    except BrokenPipeError:  # whoever read the answers has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return unreadable
 
 
