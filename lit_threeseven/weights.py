@@ -64,7 +64,8 @@ class WeightsFromFile(L.LightningModule):
         checkpoint, content = read(checkpoint_path, map_location or "cpu"), io.BytesIO()
         # Lightning would import a class and a function that are named here, and call them
         named = dict(checkpoint.get("hyper_parameters", {})).items()
-        torch.save(checkpoint | {"hyper_parameters": {k: v for k, v in named if not k.startswith("_")}}, content)
+        arguments = {"hyper_parameters": {name: value for name, value in named if not name.startswith("_")}}
+        torch.save({"pytorch-lightning_version": L.__version__} | checkpoint | arguments, content)
         content.seek(0)
         kwargs["weights_only"] = True
         return super().load_from_checkpoint(content, map_location or "cpu", *args, **kwargs)

@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import http.server
 import os
+import runpy
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
 from lit_threeseven.run.cli import main
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 # Tests run in parallel, and so do the processes that they start.
 torch.set_num_threads(1)
@@ -93,12 +97,29 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         except SystemExit as end:
             code = end.code
             if isinstance(code, str):  # the interpreter prints it and exits with 1
-                capsys.readouterr()
-                return 1, "", code
+                return 1, capsys.readouterr().out, code
         captured = capsys.readouterr()
         return code or 0, captured.out, captured.err
 
     run.folder = folder
+    return run
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script in this process; gives its exit code and what it printed."""
+
+    def run(name: str, *args: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):  # the interpreter prints it and exits with 1
+                return 1, "".join([*capsys.readouterr(), code])
+        return code or 0, "".join(capsys.readouterr())
+
     return run
 
 

@@ -1,6 +1,4 @@
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import benchmark
@@ -14,24 +12,6 @@ from lit_threeseven.pixels import flatten
 from lit_threeseven.watch import figures
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """Run a script in this process; gives its exit code and what it printed."""
-
-    def run(name: str, *args: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-            if isinstance(code, str):  # the interpreter prints it and exits with 1
-                return 1, "".join([*capsys.readouterr(), code])
-        return code or 0, "".join(capsys.readouterr())
-
-    return run
 
 
 def contents(root: Path) -> dict[str, bytes]:

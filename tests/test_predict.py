@@ -1,0 +1,433 @@
+import csv
+import io
+import json
+import os
+import pickle
+import pty
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import psutil
+import pytest
+import torch
+from matplotlib.image import imread
+from PIL import Image, ImageDraw
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven.networks import LitThreeSevenMLP, load
+from lit_threeseven.run import WholeCheckpointIO
+from lit_threeseven.use import predict
+
+COMMAND = str(Path(sys.executable).with_name("lit-threeseven"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The first seven and the first three of the test set, as pictures of 200×200 pixels, dark on light."""
+    images, y = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
+    found = {}
+    for digit, label in ((7, 0), (3, 1)):
+        image = images[y.flatten() == label][0].numpy()
+        found[digit] = Image.fromarray(255 - image).resize((200, 200), Image.Resampling.BICUBIC)
+    return found
+
+
+@pytest.fixture
+def pictures(cli, digits):
+    """The command line in a folder with pictures in it."""
+    for name, digit in {"a three.png": 3, "sieben é ☃.jpg": 7, "deep/er/three.GIF": 3, "deep/seven.webp": 7}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        digits[digit].save(name)
+    Path("deep/notes.txt").write_text("not a picture")
+    return cli
+
+
+def answers(output: str) -> dict[str, dict]:
+    return {row["file"]: row for row in map(json.loads, output.splitlines())}
+
+
+def test_pictures_are_answered_without_a_trained_model_at_hand(pictures):
+    code, output, _ = pictures("predict", "a three.png", "sieben é ☃.jpg")
+    assert code == 0
+    head, *rows = output.splitlines()
+    assert head.split() == ["digit", "probability", "file"]
+    model = LitThreeSeven.from_pretrained()
+    for row, digit, name in zip(rows, (3, 7), ("a three.png", "sieben é ☃.jpg"), strict=True):
+        p = model(predict._read(name)[0].unsqueeze(0)).item()
+        assert row.split(maxsplit=2) == [str(digit), f"{max(p, 1 - p):.2%}", name]
+    assert not Path("logs").exists()
+
+
+def test_folders_in_folders_are_searched_for_pictures(pictures):
+    code, output, _ = pictures("predict", "--format", "jsonl", "deep", "a three.png")
+    assert code == 0
+    assert {name: row["digit"] for name, row in answers(output).items()} == {
+        "deep/seven.webp": 7,
+        "deep/er/three.GIF": 3,
+        "a three.png": 3,
+    }
+
+
+def test_a_list_of_paths_comes_from_standard_input(pictures, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a three.png\n\ndeep\n"))
+    code, output, _ = pictures("predict", "-", "--format", "jsonl")
+    assert code == 0
+    assert list(answers(output)) == ["a three.png", "deep/seven.webp", "deep/er/three.GIF"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, error = pictures("predict", "-")
+    assert code == 1
+    assert "no pictures in the list" in error
+
+
+def test_csv_and_json_lines_say_the_same(pictures):
+    _, table, _ = pictures("predict", ".", "missing.png", "--format", "csv")
+    _, lines, _ = pictures("predict", ".", "missing.png", "--format", "jsonl")
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert len(rows) == 5
+    for row in rows:
+        expected = answers(lines)[row["file"]]
+        assert row == {name: "" if value is None else str(value) for name, value in expected.items()}
+
+
+def test_one_s_own_checkpoint_answers_pictures_whatever_its_network_and_digits(pictures, small_mnist):
+    pictures("fit", "--run", "mine", "--trainer.max_epochs", "30", "--trainer.enable_progress_bar", "false")
+    code, output, _ = pictures("predict", "--run", "mine", "a three.png", "--format", "jsonl")
+    assert code == 0
+    model = load("logs/mine/checkpoints/best.ckpt")
+    p = model(predict._read("a three.png")[0].unsqueeze(0)).item()
+    assert answers(output)["a three.png"]["probability"] == pytest.approx(max(p, 1 - p))
+    options = ["--data.source", "torchvision", "--data.data_dir", str(small_mnist), "--data.digits", "[1, 8]"]
+    pictures("fit", "--run", "other", *options, "--trainer.max_epochs", "3", "--model", "LitThreeSevenMLP")
+    code, output, _ = pictures("predict", "--run", "other", "a three.png", "--format", "jsonl")
+    assert code == 0
+    assert answers(output)["a three.png"]["digit"] in (1, 8)
+
+
+def test_the_network_with_hidden_layers_answers_too(pictures):
+    code, output, _ = pictures("predict", "--model", "LitThreeSevenMLP", "a three.png", "--format", "jsonl")
+    assert code == 0
+    p = LitThreeSevenMLP.from_pretrained()(predict._read("a three.png")[0].unsqueeze(0)).item()
+    assert answers(output)["a three.png"]["probability"] == pytest.approx(p)
+
+
+def test_files_that_can_t_be_read_are_reported_and_the_others_go_on(pictures, digits):
+    Path("empty.png").touch()
+    Path("text.png").write_text("hello")
+    digits[3].save("half.jpg")
+    Path("half.jpg").write_bytes(Path("half.jpg").read_bytes()[:1500])
+    Image.new("1", (20_000, 20_000)).save("bomb.png")
+    Path("no pictures").mkdir()
+    os.mkfifo("pipe.png")
+    reasons = {
+        "empty.png": "can't be read: it is not a picture, or is damaged",
+        "text.png": "can't be read: it is not a picture, or is damaged",
+        "half.jpg": "can't be read: .*truncated",
+        "bomb.png": "can't be read: it has more than 89,478,485 pixels",
+        "pipe.png": "can't be read: it is not a file",
+        "no pictures": "can't be read: there are no pictures in it",
+        "missing.png": "can't be read: No such file or directory",
+    }
+    code, output, error = pictures("predict", *reasons, "a three.png", "--format", "jsonl")
+    rows = answers(output)
+    for name, reason in reasons.items():
+        assert rows[name]["digit"] is None
+        assert rows[name]["probability"] is None
+        assert re.match(reason, rows[name]["remark"])
+    assert rows["a three.png"]["digit"] == 3
+    assert code == 1
+    assert error == "lit-threeseven: error: 7 of the pictures can't be read."
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can take its own permissions away")
+def test_files_and_folders_without_permission_are_reported(tmp_path, digits):
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    (tmp_path / "locked").mkdir(mode=0)
+    digits[3].save(tmp_path / "locked.png")
+    (tmp_path / "locked.png").chmod(0)
+    os.seteuid(65534)
+    try:
+        found = predict.find([str(tmp_path / "locked"), str(tmp_path / "locked.png")])
+        remarks = [predict._read(file)[1] for file in found]
+    finally:
+        os.seteuid(0)
+    assert remarks == ["can't be read: Permission denied"] * 2
+
+
+def test_pictures_without_ink_get_no_digit(pictures):
+    Image.new("RGB", (90, 50), "beige").save("blank.png")
+    Image.new("L", (1, 1)).save("dot.png")
+    code, output, _ = pictures("predict", "blank.png", "dot.png", "--format", "jsonl")
+    assert code == 0
+    assert [(row["digit"], row["remark"]) for row in answers(output).values()] == [(None, "there is no ink")] * 2
+
+
+def test_of_several_frames_the_first_is_answered_and_that_is_said(pictures, digits):
+    more = [digits[7].rotate(90), digits[7].rotate(180)]
+    digits[3].save("moving.gif", save_all=True, append_images=more)
+    digits[3].save("pages.tiff", save_all=True, append_images=more)
+    code, output, _ = pictures("predict", "moving.gif", "pages.tiff", "--format", "jsonl")
+    assert code == 0
+    rows = [(row["digit"], row["remark"]) for row in answers(output).values()]
+    assert rows == [(3, "the first of 3 frames")] * 2
+
+
+def test_a_picture_of_20000_pixels_is_read(pictures, digits):
+    page = Image.new("L", (20_000, 1_500), 255)
+    page.paste(digits[3].resize((1400, 1400)), (9_000, 50))
+    page.save("long.png")
+    _, output, _ = pictures("predict", "long.png", "--format", "jsonl")
+    assert answers(output)["long.png"]["digit"] == 3
+
+
+def test_what_is_unlike_all_training_images_is_said(pictures, digits):
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8)).save("noise.png")
+    for name, lines in {
+        "blot": [(50, 50, 250, 50, 150), (50, 150, 250, 150, 100)],
+        "line": [(50, 150, 250, 150, 20)],
+        "cross": [(50, 50, 250, 250, 25), (250, 50, 50, 250, 25)],
+    }.items():
+        picture = Image.new("L", (300, 300), 255)
+        for *ends, width in lines:
+            ImageDraw.Draw(picture).line(ends, fill=0, width=width)
+        picture.save(f"{name}.png")
+    digits[3].rotate(90, fillcolor=255).save("turned.png")
+    strange = ("noise.png", "blot.png", "line.png", "cross.png", "turned.png")
+    _, output, _ = pictures("predict", *strange, "a three.png", "--format", "jsonl")
+    rows = answers(output)
+    assert {name: rows[name]["remark"] for name in strange} == dict.fromkeys(strange, "unlike all training images")
+    assert rows["a three.png"]["remark"] == ""
+
+
+def test_one_test_image_in_a_hundred_counts_as_unlike_all_training_images(monkeypatch):
+    images, _ = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
+    assert predict.unlike(images / 255, (7, 3)).float().mean().item() == pytest.approx(0.01, abs=0.002)
+    for limits in ((predict.UNLIKE[0], 9.0), (99.0, predict.UNLIKE[1])):
+        monkeypatch.setattr(predict, "UNLIKE", limits)
+        assert predict.unlike(images / 255, (3, 7)).float().mean().item() == pytest.approx(0.005, abs=0.0008)
+    assert not predict.unlike(images / 255, (1, 8)).any()  # there are no training images of these
+
+
+def test_explanations_show_each_pixel_s_part_of_the_sum(pictures):
+    code, _, _ = pictures("predict", ".", "a three.png", "--explain", "why")
+    assert code == 0
+    names = {"a three.png.png", "a three.png 2.png", "sieben é ☃.jpg.png", "seven.webp.png", "three.GIF.png"}
+    assert {path.name for path in Path("why").iterdir()} == names
+    for name in names:
+        picture = imread(Path("why", name))[..., :3]
+        assert picture.std() > 0.05
+        left, right = np.split(picture, 2, axis=1)
+        assert np.ptp(left, axis=2).max() == 0  # the image is grey, its parts are red and blue
+        assert np.ptp(right, axis=2).max() > 0.5
+
+
+def test_parts_are_x_times_w_and_add_up_to_the_logit(digits):
+    model = LitThreeSeven.from_pretrained()
+    x = torch.rand(3, 28, 28)
+    parts = predict.contributions(model, x)
+    assert torch.allclose(parts, x * model.W.detach().view(28, 28))
+    assert torch.allclose(parts.flatten(1).sum(1) + model.b, model.logits(x).flatten(), atol=1e-4)
+    deep = LitThreeSevenMLP(hidden_sizes=[8])
+    parts = predict.contributions(deep, x)
+    h = torch.sigmoid(x.flatten(1) @ deep.W1 + deep.b1)
+    by_hand = x.flatten(1) * ((h * (1 - h) * deep.W2.flatten()) @ deep.W1.t())
+    assert torch.allclose(parts.flatten(1), by_hand, atol=1e-6)
+
+
+def test_options_for_pictures_without_pictures_are_refused(pictures):
+    for options in (["--format", "csv"], ["--explain", "why"]):
+        code, _, error = pictures("predict", "--ckpt_path", "pretrained", *options)
+        assert code == 1
+        assert "are for pictures; give their files or folders" in error
+
+
+def test_an_explanation_that_can_t_be_written_is_reported_in_a_sentence(pictures):
+    Path("file").touch()
+    code, _, error = pictures("predict", "a three.png", "--explain", "file")
+    assert code == 1
+    assert "file can't be used (File exists)" in error
+
+
+def test_thousands_of_files_take_no_more_memory_than_a_few(digits, tmp_path):
+    file = str(tmp_path / "three.png")
+    digits[3].convert("RGB").resize((300, 300)).save(file)
+    model, process = LitThreeSeven.from_pretrained(), psutil.Process()
+    sizes = []
+    for i, (answer, _) in enumerate(predict.answers(model, [file] * 1500)):
+        assert answer.digit == 3
+        if i % 100 == 99:
+            sizes.append(process.memory_info().rss)
+    assert max(sizes[3:]) - sizes[2] < 20e6  # all pictures together have 135 MB
+
+
+def test_names_that_are_no_text_are_printed(digits, tmp_path):
+    digits[3].save(tmp_path / "three.png")
+    os.rename(tmp_path / "three.png", os.fsencode(tmp_path) + b"/bad \xff\n\x1b[31m.png")  # noqa: PTH104
+    answer, _ = next(predict.answers(LitThreeSeven.from_pretrained(), predict.find([str(tmp_path)])))
+    assert answer.digit == 3
+    line = predict._line(answer, "table")
+    assert line.isprintable()
+    assert json.loads(predict._line(answer, "jsonl"))["file"] == answer.file
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_how_far_it_has_come(pictures):
+    Path("many").mkdir()
+    for i in range(3000):
+        os.link("a three.png", f"many/{i}.png")
+    leader, follower = pty.openpty()
+    with subprocess.Popen([COMMAND, "predict", "many"], stdout=subprocess.PIPE, stderr=follower) as process:
+        os.close(follower)
+        output = process.stdout.read()
+        shown = b""
+        with suppress(OSError):  # the end of a terminal
+            while part := os.read(leader, 1000):
+                shown += part
+    assert len(output.splitlines()) == 3001
+    assert b"Pictures:" in shown
+    assert b"/3000" in shown
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_mistake(pictures):
+    command = f"'{COMMAND}' predict {'. ' * 300} --format csv | head -2"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_the_trained_networks_that_ship_get_their_test_images_right(cli):
+    data = ThreeSevenDataModule()
+    data.setup("test")
+    images, y = data.test.tensors
+    for network, wrong in ((LitThreeSeven, 34), (LitThreeSevenMLP, 4)):
+        model = network.from_pretrained()
+        assert type(model) is network
+        assert not model.training
+        assert ((model(images / 255) >= 0.5) != (y == 1)).sum() == wrong
+    code, table, _ = cli("test", "--ckpt_path", "pretrained")
+    assert code == 0
+    assert "98.33%" in table
+    code, table, _ = cli("predict", "--ckpt_path", "pretrained")
+    assert code == 0
+    assert "LitThreeSeven.predictions.csv" in table
+    assert [path.name for path in cli.folder.iterdir()] == ["LitThreeSeven.predictions.csv"]
+    code, _, error = cli("fit", "--ckpt_path", "pretrained")
+    assert code == 1
+    assert "contains only weights" in error
+
+
+def test_a_network_of_which_none_ships_says_so():
+    class Mine(LitThreeSeven):
+        pass
+
+    with pytest.raises(ValueError, match="No trained Mine ships"):
+        Mine.from_pretrained()
+
+
+@pytest.fixture
+def payload(cli):
+    """Checkpoints that would make the folder `ran` when they are loaded without care."""
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(cli.folder / "ran"),)
+
+    state, about = LitThreeSeven().state_dict(), {"network": "LitThreeSeven", "pytorch-lightning_version": "2.6.0"}
+    torch.save({"state_dict": state, "hyper_parameters": Payload()} | about, "new.ckpt")
+    torch.save({"state_dict": state, "x": Payload()} | about, "old.ckpt", _use_new_zipfile_serialization=False)
+    Path("plain.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    torch.save({"state_dict": state, "loops": torch.nn.Linear(1, 1)} | about, "module.ckpt")
+    return cli
+
+
+def test_no_code_in_a_checkpoint_is_run(payload, digits, script):
+    digits[3].save("three.png")
+    for name in ("new.ckpt", "old.ckpt", "plain.ckpt", "module.ckpt"):
+        refused = rf"{name} (is refused: it holds [\w.]+, which could run code. None was run|is not a lit-threeseven)"
+        for use in (
+            lambda path: load(path),
+            lambda path: LitThreeSeven.load_from_checkpoint(path),
+            lambda path: LitThreeSeven.load_from_checkpoint(path, weights_only=False),
+            lambda path: WholeCheckpointIO().load_checkpoint(path, weights_only=False),
+            lambda path: L.Trainer(logger=False, plugins=[WholeCheckpointIO()]).test(
+                LitThreeSeven(), ThreeSevenDataModule(), ckpt_path=path, weights_only=False
+            ),
+        ):
+            with pytest.raises(ValueError, match=refused):
+                use(name)
+        for command in (["predict", "three.png"], ["test"], ["fit"]):
+            code, _, error = payload(*command, "--ckpt_path", name)
+            assert code == 1
+            assert re.search(refused, error)
+        for program in (["draw_weights.py", name, "w.png"], ["export.py", name, "--to", "html"]):
+            code, error = script(*program)
+            assert code == 1
+            assert re.search(refused, error)
+    assert not Path("ran").exists()
+    with pytest.raises((AttributeError, TypeError)):  # with care left out it does run
+        torch.load("new.ckpt", weights_only=False)["hyper_parameters"].items()
+    assert Path("ran").exists()
+
+
+def test_a_module_that_a_checkpoint_names_is_not_imported(cli, monkeypatch):
+    monkeypatch.syspath_prepend(cli.folder)
+    Path("evil.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    named = {"lr": 0.5, "_instantiator": "evil.build", "_class_path": "evil.Net"}
+    about = {"hyper_parameters": named, "network": "LitThreeSeven", "pytorch-lightning_version": "2.6.0"}
+    torch.save({"state_dict": LitThreeSeven().state_dict()} | about, "evil.ckpt")
+    assert LitThreeSeven.load_from_checkpoint("evil.ckpt").lr == 0.5
+    assert load("evil.ckpt").lr == 0.5
+    cli("test", "--ckpt_path", "evil.ckpt")
+    assert not Path("ran").exists()
+
+
+def test_a_checkpoint_of_an_unknown_or_damaged_network_is_refused(tmp_path):
+    state = LitThreeSeven().state_dict()
+    for content, sentence in (
+        ({"state_dict": state, "network": "CNN"}, "holds CNN; only these networks can be loaded"),
+        ({"state_dict": state, "hyper_parameters": {"lr": "x"}}, "can't be used"),
+        ({"state_dict": state, "hyper_parameters": {"lr": -1}}, "lr must be a finite float32 above 0"),
+        ({"state_dict": state, "hyper_parameters": 3}, "can't be used"),
+        ({"state_dict": state | {"W": state["W"] * float("nan")}}, "weights that are not finite"),
+        ({"state_dict": {"W": state["W"]}}, "holds another network with W"),
+    ):
+        torch.save(content | {"pytorch-lightning_version": "2.6.0"}, tmp_path / "some.ckpt")
+        with pytest.raises(ValueError, match=sentence):
+            load(tmp_path / "some.ckpt")
+
+
+@pytest.mark.slow
+def test_the_single_layer_that_ships_is_made_again_to_the_same_bits(script):
+    assert script("pretrained.py", "--check", "--network", "LitThreeSeven") == (
+        0,
+        f"{LitThreeSeven.from_pretrained().digest()}  LitThreeSeven.ckpt  as shipped\n",
+    )
+
+
+@pytest.mark.slow
+def test_hidden_layers_are_trained_to_the_same_bits_on_other_processors(monkeypatch):
+    """The whole training takes two minutes; one epoch shows as well what a processor could change."""
+    import pretrained
+
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+
+    def train() -> torch.Tensor:
+        state = pretrained.train("LitThreeSevenMLP", *short)["state_dict"]
+        return torch.cat([weights.flatten() for weights in state.values()])
+
+    here = train()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F")
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", "AVX512F AVX2 FMA3")
+    assert torch.equal(train(), here)
+    monkeypatch.setattr(pretrained, "SAME", {"ATEN_CPU_CAPABILITY": "avx2"})
+    assert not torch.equal(train(), here)
