@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lit_threeseven.run.cli", "processes"])
 TIME_LIMIT = 240
+
+
+@contextmanager
+def browser():
+    """Headless Chromium, as Playwright's `Browser`."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert program, "this test needs Chromium, which is not installed"
+    # without WebGL, TensorBoard draws its lines as SVG, which a test can read
+    options = ["--no-sandbox", "--disable-gpu", "--disable-webgl", "--disable-3d-apis", "--disable-quic"]
+    options += ["--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=options)
 
 
 def free_port() -> int:
