@@ -540,14 +540,15 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
     for argument in arguments:
         names, _, explanation = re.sub(r"\s{2,}", "\0", argument.strip(), count=1).partition("\0")
         assert re.search(r"[a-z]+ [a-z]+", explanation.split("(type:")[0]), names
-    assert re.search(r"Checkpoint to resume from or use:\s+a\s+file,\s+or\s+best\s+or\s+last", lines)
+    assert ("Pictures to answer: files, folders" in lines) == (subcommand == "predict")
+    assert re.search(r"Checkpoint to resume or use:\s+a\s+file,\s+or\s+best\s+or\s+last", lines)
 
 
 def test_help_without_a_subcommand_describes_the_main_job_and_the_subcommands(capsys):
     with pytest.raises(SystemExit):
         cli_module.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("main job: fit, then test", "fit --help", "predict writes its answer for each test image"):
+    for part in ("main job: fit, then test", "fit --help", "predict answers pictures"):
         assert part in text
 
 

@@ -192,6 +192,7 @@ def prepare_and_load(mirrors: list[str], resources: list[tuple[str, str]], root:
     assert len(load(root, (3, 7), train=True)[0]) == 60
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_one_folder_at_once_do_each_other_no_harm(mirror, tmp_path):
     arguments = (MNIST.mirrors, MNIST.resources, tmp_path / "data")
     processes = [CONTEXT.Process(target=prepare_and_load, args=arguments) for _ in range(2)]

@@ -280,6 +280,7 @@ def test_two_torchrun_nodes_end_where_one_process_does(on_one_device, tmp_path):
     assert len(list(tmp_path.glob("logs/*"))) == 1
 
 
+@pytest.mark.slow
 def test_slurm_s_processes_end_where_one_does(on_one_device, tmp_path):
     world = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "test", "SLURM_NTASKS": "2"}  # as with srun -n 2
     world |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": str(free_port())}

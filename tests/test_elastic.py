@@ -118,6 +118,7 @@ def test_a_run_continues_when_a_node_is_lost_and_when_one_is_added(tmp_path):
         assert torch.equal(weights(tmp_path)[name], expected)
 
 
+@pytest.mark.slow
 def test_processes_of_nodes_that_count_restarts_differently_meet(tmp_path):
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}

@@ -102,7 +102,8 @@ def test_a_run_killed_at_random_moments_ends_where_an_uninterrupted_one_does(uni
     assert not list(folder.glob("logs/*/checkpoints/.*")), "an unfinished file was left"
 
 
-@pytest.mark.parametrize("processes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_run_of_two_processes_resumes_on_any_number(uninterrupted, tmp_path, processes):
     job = Job(tmp_path, *RECIPES["shuffled batches"], processes=2)
     job.wait_until(lambda: last(tmp_path).exists())

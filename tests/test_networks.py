@@ -123,6 +123,7 @@ def test_layers_resume_bit_for_bit(cli):
     assert runs[0]["train/loss"] == runs[1]["train/loss"]
 
 
+@pytest.mark.slow
 def test_several_processes_train_layers_to_the_weights_of_one(cli, tmp_path):
     cli("fit", *DEEP)
     job = Job(tmp_path / "several", "fit", *DEEP, processes=2)
