@@ -330,6 +330,18 @@ def test_the_trained_networks_that_ship_get_their_test_images_right(cli):
     assert "contains only weights" in error
 
 
+def test_readme_s_example_answers_a_picture(digits, tmp_path, monkeypatch):
+    section = Path(__file__).parents[1].joinpath("README.md").read_text().split("## Use the trained network")[1]
+    monkeypatch.chdir(tmp_path)
+    digits[3].save("three.png")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    assert names["probability"].shape == (1, 1)
+    assert names["probability"].item() > 0.5
+    expected = torch.logit(names["probability"]).item() - names["model"].b.item()
+    assert names["parts"].sum().item() == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_network_of_which_none_ships_says_so():
     class Mine(LitThreeSeven):
         pass

@@ -76,7 +76,7 @@ class ThreeSevenCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         checkpoint = (
-            "Checkpoint to resume from or use: a file, best or last of a run, or pretrained: the one that ships."
+            "Checkpoint to resume or use: a file, or best or last of --run or of the newest run, or pretrained."
         )
         name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other subcommands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
