@@ -149,6 +149,20 @@ def test_noise_shadow_specks_and_compression_hardly_matter():
     assert (normalize(Image.open(file)) - normalize(clean)).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("squares", [False, True])
+def test_lines_of_the_paper_are_no_ink(squares):
+    picture, clean = (page(size=(600, 700), digit=3) for _ in range(2))
+    paper = Image.new("RGB", picture.size, (248, 248, 244))
+    pen = ImageDraw.Draw(paper)
+    for place in range(15, 700, 45):
+        pen.line([(0, place), (600, place)], fill=(170, 200, 235), width=2)
+        if squares:
+            pen.line([(place, 0), (place, 700)], fill=(170, 200, 235), width=2)
+    file = io.BytesIO()
+    Image.composite(paper, picture, picture.convert("L")).save(file, "JPEG", quality=60)
+    assert (normalize(Image.open(file)) - normalize(clean)).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize("width", [2, 5, 15, 50])
 @pytest.mark.parametrize("digit", [3, 7])
 def test_thin_and_thick_pens_are_recognised(digit, width):

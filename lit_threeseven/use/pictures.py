@@ -16,7 +16,7 @@ BOX = 20  # pixels of the longer side of the ink
 CENTRE = 14.5  # where MNIST's images have their centre of mass, on average, from the left and from the top
 LARGE = 2000  # pixels; a picture with a longer side is made smaller first, which takes less memory
 LEAST_CONTRAST = 32  # of 255: ink that differs less from the paper is none
-INK = (0.25, 0.75)  # of the contrast: below there is no ink, above nothing else; it leaves out noise and shadows
+INK = (0.4, 0.7)  # of the contrast: below there is no ink, above nothing else; it leaves out lines and shadows
 OUTSIDE = 0.002  # share of the ink that may stick out of the box on each side, as specks do
 
 
@@ -82,7 +82,7 @@ def place(ink: Array) -> Array:
     """Scale and move the ink in a picture as `normalize` says.
 
     Args:
-        ink: ``(H, W)``, up to 1, which it must reach; what is below a quarter doesn't count.
+        ink: ``(H, W)``, up to 1, which it must reach; what is below 0.4 doesn't count.
 
     Returns:
         ``(28, 28)``, 0 to 1. Each pixel is the mean of the area that it covers.
