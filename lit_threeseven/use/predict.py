@@ -19,7 +19,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn.functional import normalize as normalized
 from tqdm import tqdm
 
 from lit_threeseven.datamodule import ThreeSevenDataModule
@@ -138,17 +137,20 @@ def _read(file: str) -> tuple[Tensor | None, str]:
 
 
 @cache
-def _training_images() -> Tensor:
-    return flatten(load(BUNDLED_ROOT, BUNDLED_DIGITS, train=True)[0])
+def _training_images() -> tuple[Tensor, Tensor]:
+    """All of them, ``(N, 784)``, and their lengths as vectors, ``(N,)``."""
+    images = flatten(load(BUNDLED_ROOT, BUNDLED_DIGITS, train=True)[0])
+    return images, images.norm(dim=1)
 
 
 def unlike(x: Tensor, digits: tuple[int, int]) -> Tensor:
     """Which images, ``(N, 28, 28)``, are unlike all training images, ``(N,)``; none if these are not at hand."""
     if set(digits) != set(BUNDLED_DIGITS):
         return torch.zeros(len(x), dtype=torch.bool)
-    x, known = x.flatten(1), _training_images()
-    distance = torch.cdist(x, known).amin(1)
-    cosine = (normalized(x) @ normalized(known).t()).amax(1)
+    images, lengths = _training_images()
+    products, length = x.flatten(1) @ images.t(), x.flatten(1).norm(dim=1, keepdim=True)
+    distance = (length**2 + lengths**2 - 2 * products).amin(1).clamp(min=0).sqrt()
+    cosine = (products / (length * lengths).clamp(min=1e-9)).amax(1)
     return (distance > UNLIKE[0]) | (1 - cosine > UNLIKE[1])
 
 
