@@ -4,7 +4,6 @@ import warnings
 from functools import partial
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,9 +15,10 @@ from lit_threeseven.augment import Affine
 from lit_threeseven.batches import Batches, Shares
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
 from lit_threeseven.pixels import SparsePixels, WholePixels, flatten
+from lit_threeseven.weights import DataFromFile
 
 
-class ThreeSevenDataModule(L.LightningDataModule):
+class ThreeSevenDataModule(DataFromFile):
     """MNIST's threes and sevens, filtered, scaled to [0, 1], flattened to 784 columns and labelled.
 
     After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,

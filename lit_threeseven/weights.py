@@ -44,6 +44,28 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
     return checkpoint
 
 
+def _harmless(checkpoint: dict[str, Any], entry: str) -> IO[bytes]:
+    """What Lightning needs of a checkpoint: it would import and call a function that other entries name."""
+    kept = {key: checkpoint[key] for key in ("state_dict", "network", "pytorch-lightning_version") if key in checkpoint}
+    named = dict(checkpoint.get(entry, {})).items()
+    arguments = {entry: {name: value for name, value in named if not str(name).startswith("_")}}
+    content = io.BytesIO()
+    torch.save({"pytorch-lightning_version": L.__version__} | kept | arguments, content)
+    content.seek(0)
+    return content
+
+
+class DataFromFile(L.LightningDataModule):
+    """A `LightningDataModule` that is loaded from a checkpoint without running any code that the file may hold."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Self:
+        """Data with the arguments in a checkpoint; as `WeightsFromFile.load_from_checkpoint`."""
+        content = _harmless(read(checkpoint_path, map_location or "cpu"), "datamodule_hyper_parameters")
+        kwargs["weights_only"] = True
+        return super().load_from_checkpoint(content, map_location or "cpu", *args, **kwargs)
+
+
 class WeightsFromFile(L.LightningModule):
     """A `LightningModule` that is loaded from a file without running any code that the file may hold."""
 
@@ -61,12 +83,7 @@ class WeightsFromFile(L.LightningModule):
             OSError: If the file can't be read.
             ValueError: If it is no checkpoint, holds objects that could run code, or another network.
         """
-        checkpoint, content = read(checkpoint_path, map_location or "cpu"), io.BytesIO()
-        # Lightning would import a class and a function that are named here, and call them
-        named = dict(checkpoint.get("hyper_parameters", {})).items()
-        arguments = {"hyper_parameters": {name: value for name, value in named if not name.startswith("_")}}
-        torch.save({"pytorch-lightning_version": L.__version__} | checkpoint | arguments, content)
-        content.seek(0)
+        content = _harmless(read(checkpoint_path, map_location or "cpu"), "hyper_parameters")
         kwargs["weights_only"] = True
         return super().load_from_checkpoint(content, map_location or "cpu", *args, **kwargs)
 

@@ -31,6 +31,8 @@ def main() -> None:
     source = PRETRAINED / "LitThreeSeven.ckpt" if args.checkpoint == "pretrained" else Path(args.checkpoint)
     out = args.out or Path(source.stem + ENDINGS[args.to])
     try:
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; give a file in it.")
         model = load(source)
         where = {"source": "torchvision", "data_dir": args.data_dir} if args.data_dir else {}
         data = ThreeSevenDataModule(digits=model.digits, **where)

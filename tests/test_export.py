@@ -17,7 +17,7 @@ from py_mini_racer import MiniRacer
 
 from lit_threeseven import LitThreeSeven, dataset
 from lit_threeseven.networks import LitThreeSevenMLP
-from lit_threeseven.use import export, normalize, pictures, predict
+from lit_threeseven.use import explain, export, normalize, pictures
 from lit_threeseven.weights import PRETRAINED
 
 NETWORKS = [LitThreeSeven, LitThreeSevenMLP]
@@ -170,7 +170,7 @@ def test_the_page_and_the_package_bring_strokes_into_the_same_form(engine):
         x = torch.from_numpy(expected).float().unsqueeze(0)
         assert found[1]["probability"] == pytest.approx(model(x).item(), abs=1e-6)
         parts = np.array(list(found[1]["parts"].values()))
-        assert np.abs(parts - predict.contributions(model, x).flatten().numpy()).max() < 1e-5
+        assert np.abs(parts - explain.contributions(model, x).flatten().numpy()).max() < 1e-5
     assert engine("place(new Float64Array(100), 10, 10)") is None
 
 
@@ -181,7 +181,7 @@ def test_a_page_of_hidden_layers_shows_the_pixels_parts_too(test_set):
     x = test_set[0][:1] / 255
     found = engine(f"predict({json.dumps(x.flatten().tolist())})")
     assert found["probability"] == pytest.approx(model(x).item(), abs=1e-6)
-    expected = predict.contributions(model, x).flatten().numpy()
+    expected = explain.contributions(model, x).flatten().numpy()
     assert np.abs(np.array(list(found["parts"].values())) - expected).max() < 1e-5
 
 
@@ -309,8 +309,19 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page_file, tmp_path):
     with browser() as chromium:
         page = chromium.new_page()
         page.goto(page_file.as_uri())
+        complaints = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "drawing"
+        page.mouse.move(300, 300)
+        page.mouse.down()
+        for key in (" ", "ArrowDown"):  # nothing happens while the mouse draws
+            page.keyboard.press(key)
+        page.mouse.up()
+        page.get_by_role("button", name="Undo").click()
+        page.locator("#drawing").focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowUp")
         for key, times in (("Shift+ArrowLeft", 4), (" ", 1), ("Shift+ArrowRight", 7), ("Shift+ArrowDown", 3)):
             for _ in range(times):
                 page.keyboard.press(key)
@@ -340,3 +351,17 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page_file, tmp_path):
             "all => all.map((one) => one.getAttribute('aria-label') || one.textContent)"
         )
         assert all(names)
+        assert complaints == []
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_phone_held_sideways(page_file, tmp_path):
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 568, "height": 320})
+        page.goto(page_file.as_uri())
+        page.screenshot(path=tmp_path / "sideways.png")
+        drawing, answer = (page.locator(name).bounding_box() for name in ("#drawing", "#digit"))
+        assert drawing["height"] == pytest.approx(drawing["width"], abs=1)
+        assert drawing["height"] < 320
+        assert answer["y"] < 320
+        assert page.evaluate("document.documentElement.scrollWidth") <= 568

@@ -20,7 +20,7 @@ def load(path: str | Path) -> LitThreeSeven:
         ValueError: If it is no checkpoint of one of `NETWORKS`, holds objects that could run code, or numbers that are
             not finite.
     """
-    name = read(path).get("network", "LitThreeSeven")
+    name = str(read(path).get("network", "LitThreeSeven"))
     if name not in NETWORKS:
         raise ValueError(f"{path} holds {name}; only these networks can be loaded: {', '.join(NETWORKS)}.")
     try:

@@ -162,7 +162,7 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
 
     `ckpt_path` is a file, or "best" or "last" of that run or of the newest one in the folder `logs` that has saved any.
     """
-    run, fitting = None, subcommand == "fit"
+    run, fitting, or_else = None, subcommand == "fit", "pictures, or " * (subcommand == "predict")
     if name is not None:
         if not re.fullmatch(r"\w[\w.+=@-]*", name):
             raise UserError(f"--run takes the name of a folder in {logs}, such as first-try, got {name!r}.")
@@ -179,8 +179,7 @@ def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -
             raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
         ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
     elif not ckpt_path and not fitting:
-        what = f"{subcommand} needs {'pictures, or ' * (subcommand == 'predict')}"
-        raise UserError(f"{what}--run NAME, or --ckpt_path: a file, best, last or pretrained.")
+        raise UserError(f"{subcommand} needs {or_else}--run NAME, or --ckpt_path: a file, best, last or pretrained.")
     if ckpt_path and not Path(ckpt_path).is_file():
         raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of a run.")
     return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""

@@ -212,8 +212,8 @@ class ThreeSevenCLI(LightningCLI):
         """Print a network's answers for pictures, or write those for the test images to a CSV file."""
         chosen = self.config.predict
         if chosen.paths:
-            if unreadable := predict.report(load(self.ckpt_path), chosen.paths, chosen.format, chosen.explain):
-                raise UserError(f"{unreadable:,} of the pictures can't be read.")
+            if self.trainer.is_global_zero:
+                predict.report(load(self.ckpt_path), chosen.paths, chosen.format, chosen.explain)
             return
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         content, right, count = predict.table(batches, datamodule)

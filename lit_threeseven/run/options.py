@@ -153,6 +153,8 @@ def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> st
         return None
     if isinstance(error, UserError | FloatingPointError):
         return text
+    if "unrecognized arguments" in text and not re.search("arguments: -", text):
+        return f"{text}: give pictures one after another, before or after all options."
     if isinstance(error, ArgumentError):
         return f"{argument_sentence(str(error))} (`lit-threeseven fit --help` explains every option)"
     lost = isinstance(error, RuntimeError) and re.search("gloo|nccl", text, re.IGNORECASE)

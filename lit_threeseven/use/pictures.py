@@ -55,14 +55,16 @@ def normalize(picture: Image.Image) -> Tensor:
     smaller = grey.reduce(-(-max(grey.size) // LARGE))
     values = np.nan_to_num(np.asarray(smaller, np.float64))
     if grey.mode == "F":  # more than 8 bits, in a range that the file doesn't tell
-        values = (values - values.min()) * (255 / max(np.ptp(values), 1e-300))
+        values = values - min(values.min(), 0)
+        values *= 255 / max(values.max(), 1e-300)
     return torch.from_numpy(place(ink(values))).float()
 
 
 def ink(grey: Array) -> Array:
     """How much ink there is in each pixel, up to 1, from grey values, ``(H, W)``, 0 to 255; raises `NoInkError`.
 
-    What most of the frame shows is the paper. Where it gets darker from side to side, as in a photo, so does the paper.
+    What most of the edge shows is the paper. If one side is darker than another, as in a photo, so is the paper between
+    them, evenly.
     """
     sides = grey[0], grey[-1], grey[:, 0], grey[:, -1]
     contrast = grey - np.median(np.concatenate(sides))

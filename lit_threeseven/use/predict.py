@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
@@ -25,8 +23,9 @@ from lit_threeseven.datamodule import ThreeSevenDataModule
 from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, load
 from lit_threeseven.module import THRESHOLD, LitThreeSeven
 from lit_threeseven.pixels import flatten
+from lit_threeseven.run.options import UserError
+from lit_threeseven.use.explain import ENDING, Explanations
 from lit_threeseven.use.pictures import NoInkError, normalize
-from lit_threeseven.watch import figures
 
 Format = Literal["table", "csv", "jsonl"]
 
@@ -68,12 +67,15 @@ def add_options(parser: Any) -> None:
 def find(paths: Iterable[str]) -> list[str]:
     """Files of pictures: the given ones, those in given folders and their folders, and for "-" those that it lists.
 
-    In a folder they are known by their ending. A folder that is empty or can't be read is given as if it were a file.
+    In a folder they are known by their ending, and explanations are left out. A folder that is empty or can't be read
+    is given as if it were a file.
     """
     files: list[str] = []
     for path in paths:
         if path == "-":
-            files += itertools.chain.from_iterable(map(_inside, filter(None, map(str.strip, sys.stdin))))
+            files += itertools.chain.from_iterable(
+                map(_inside, filter(None, (line.rstrip("\r\n") for line in sys.stdin)))
+            )
         else:
             files += _inside(path)
     return files
@@ -84,10 +86,11 @@ def _inside(path: str) -> Iterator[str]:
         yield path
         return
     found: list[str] = []
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"}}
     for folder, folders, names in os.walk(path, onerror=lambda error: found.append(error.filename)):
         folders.sort()
-        found.extend(str(Path(folder, name)) for name in sorted(names) if Path(name).suffix.lower() in endings)
+        pictures = (name for name in sorted(names) if Path(name).suffix.lower() in endings)
+        found.extend(str(Path(folder, name)) for name in pictures if not name.endswith(ENDING))
     yield from found or [path]
 
 
@@ -154,25 +157,8 @@ def unlike(x: Tensor, digits: tuple[int, int]) -> Tensor:
     return (distance > UNLIKE[0]) | (1 - cosine > UNLIKE[1])
 
 
-def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
-    """What each pixel contributes to the decision: ``x W`` before it is summed up, above 0 for the first digit.
-
-    With hidden layers it is the pixel times the slope of the logit there, which of one layer is ``x W`` too.
-
-    Args:
-        model: A network.
-        x: ``(N, 28, 28)``, 0 to 1.
-
-    Returns:
-        ``(N, 28, 28)``.
-    """
-    x = x.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(model.logits(x).sum(), x)
-    return (x * slope).detach()
-
-
-def report(model: LitThreeSeven, paths: list[str], form: Format = "table", explain: str | None = None) -> int:
-    """Print the answers for pictures; gives the number of files that can't be read.
+def report(model: LitThreeSeven, paths: list[str], form: Format = "table", explain: str | None = None) -> None:
+    """Print the answers for pictures.
 
     Args:
         model: A network in evaluation mode.
@@ -181,14 +167,13 @@ def report(model: LitThreeSeven, paths: list[str], form: Format = "table", expla
         explain: Folder for a picture of each file's image, with each pixel's contribution; made if it is not there.
 
     Raises:
-        ValueError: If a list has no files.
-        OSError: If an explanation can't be written.
+        ValueError: If a list has no files, or an explanation can't be written.
+        UserError: If files can't be read, when all others have been answered.
     """
-    files, unreadable, used = find(paths), 0, Counter[str]()
+    files, unreadable = find(paths), 0
     if not files:
         raise ValueError("There are no pictures in the list on standard input.")
-    if explain:
-        Path(explain).mkdir(parents=True, exist_ok=True)
+    explanations = Explanations(Path(explain), files) if explain else None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
     columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't tell it stays empty
@@ -201,21 +186,14 @@ def report(model: LitThreeSeven, paths: list[str], form: Format = "table", expla
             for answer, image in answers(model, files):
                 tqdm.write(_line(answer, form))
                 unreadable += answer.remark.startswith(UNREADABLE)
-                if explain and image is not None:
-                    name = Path(answer.file).name
-                    used[name] += 1
-                    number = f" {used[name]}" if used[name] > 1 else ""
-                    figure = _explanation(model, answer, image)
-                    figure.savefig(Path(explain, f"{name}{number}.png"))
+                if explanations and image is not None:
+                    title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
+                    explanations.save(model, answer.file, image, title)
                 bar.update()
     except BrokenPipeError:  # whoever read the answers has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return unreadable
-
-
-def _explanation(model: LitThreeSeven, answer: Answer, image: Tensor) -> Figure:
-    title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
-    return figures.contributions(image, contributions(model, image.unsqueeze(0))[0], title, model.digits)
+    if unreadable:
+        raise UserError(f"{unreadable:,} of the pictures can't be read.")
 
 
 def _line(answer: Answer, form: Format) -> str:

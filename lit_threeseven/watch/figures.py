@@ -103,7 +103,7 @@ def contributions(x: Tensor, parts: Tensor, title: str, digits: tuple[int, int] 
     for axes, text in zip(panels, texts, strict=True):
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(text, fontsize=9)
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
     return figure
 
 

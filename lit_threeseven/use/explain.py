@@ -1,0 +1,66 @@
+"""Why a network decides as it does: what each pixel contributes, and figures of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_threeseven.module import LitThreeSeven
+from lit_threeseven.watch import figures
+
+ENDING = ".explained.png"
+
+
+def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
+    """What each pixel contributes to the decision: ``x W`` before it is summed up, above 0 for the first digit.
+
+    With hidden layers it is the pixel times the slope of the logit there, which of one layer is ``x W`` too.
+
+    Args:
+        model: A network.
+        x: ``(N, 28, 28)``, 0 to 1.
+
+    Returns:
+        ``(N, 28, 28)``.
+    """
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.logits(x).sum(), x)
+    return (x * slope).detach()
+
+
+class Explanations:
+    """Figures in a folder, one for each picture, named after it; none replaces a picture or another one.
+
+    Args:
+        folder: Where to write them; made if it is not there.
+        files: The pictures.
+
+    Raises:
+        ValueError: If the folder can't be written to.
+    """
+
+    def __init__(self, folder: Path, files: list[str]) -> None:
+        self.folder, self.taken = folder.resolve(), {Path(file).resolve() for file in files}
+        with self._naming_the_option():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, model: LitThreeSeven, file: str, image: Tensor, title: str) -> None:
+        """Write the figure of a file's image, ``(28, 28)``; raises ValueError if that can't be done."""
+        stem = os.fsdecode(os.fsencode(Path(file).name)[:200])  # a name has at most 255 bytes
+        path, number = self.folder / f"{stem}{ENDING}", 2
+        while path in self.taken:
+            path, number = self.folder / f"{stem} {number}{ENDING}", number + 1
+        self.taken.add(path)
+        parts = contributions(model, image.unsqueeze(0))[0]
+        with self._naming_the_option():
+            figures.contributions(image, parts, title, model.digits).savefig(path)
+
+    @contextmanager
+    def _naming_the_option(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"--explain {self.folder} can't be written to ({error.strerror or error}).") from error
