@@ -444,6 +444,7 @@ def test_a_module_that_a_checkpoint_names_is_not_imported(cli, monkeypatch):
     class Careless(L.LightningModule):
         pass
 
+    torch.save(about | {"hyper_parameters": {"_instantiator": "evil.build"}}, "evil.ckpt")
     with pytest.raises(AttributeError, match="build"):  # which evil.py doesn't have
         Careless.load_from_checkpoint("evil.ckpt", weights_only=True)
     assert Path("ran").exists()
