@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from lit_threeseven import LitThreeSeven, dataset
 from lit_threeseven.networks import LitThreeSevenMLP
@@ -146,6 +146,22 @@ def test_noise_shadow_specks_and_compression_hardly_matter():
     file = io.BytesIO()
     Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=40)
     assert (normalize(Image.open(file)) - normalize(clean)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("width", [1, 4, 25])
+@pytest.mark.parametrize("color", ["black", "gray"])
+def test_a_border_around_the_paper_is_no_ink(width, color):
+    bordered = ImageOps.expand(page(), width, color)
+    assert similar(normalize(bordered), normalize(page()))
+    assert similar(normalize(ImageOps.invert(bordered)), normalize(page()))
+
+
+def test_ink_at_the_edges_is_no_border():
+    seven = Image.new("L", (100, 160), 255)
+    pen = ImageDraw.Draw(seven)
+    pen.rectangle((0, 0, 99, 14), fill=0)
+    pen.line([(92, 0), (40, 160)], fill=0, width=15)
+    assert similar(normalize(seven), normalize(ImageOps.expand(seven, 30, 255)))
 
 
 @pytest.mark.parametrize("squares", [False, True])

@@ -33,7 +33,8 @@ def normalize(picture: Image.Image) -> Tensor:
     if it is dark on light: what most of its edge shows is taken for the paper.
 
     Args:
-        picture: Of any size and any mode of Pillow's, with one digit on plain paper.
+        picture: Of any size and any mode of Pillow's, with one digit on plain paper. A border around the paper is cut
+            off.
 
     Returns:
         ``(28, 28)`` float32, 0 (paper) to 1 (ink); a batch of them is what `LitThreeSeven` takes.
@@ -57,7 +58,7 @@ def normalize(picture: Image.Image) -> Tensor:
     if grey.mode == "F":  # more than 8 bits, in a range that the file doesn't tell
         values = values - min(values.min(), 0)
         values *= 255 / max(values.max(), 1e-300)
-    return torch.from_numpy(place(ink(values))).float()
+    return torch.from_numpy(place(ink(_without_border(values)))).float()
 
 
 def ink(grey: Array) -> Array:
@@ -96,6 +97,15 @@ def place(ink: Array) -> Array:
     rows, columns = _areas(down, scale), _areas(across, scale)
     image = rows @ ink @ columns.T
     return image / image.max()
+
+
+def _without_border(grey: Array) -> Array:
+    """The picture inside a border, such as a screenshot's or a scanner's: all four sides differ from most of it."""
+    other = np.abs(grey - np.median(grey)) > 0.3 * np.ptp(grey)
+    inside = [np.flatnonzero(other.mean(axis) < 0.9) for axis in (1, 0)]
+    (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) if len(lines) else (0, 0) for lines in inside)
+    bordered = 0 < top < bottom < len(grey) and 0 < left < right < len(grey[0])
+    return grey[top:bottom, left:right] if bordered else grey
 
 
 def _extent(profile: Array) -> float:
