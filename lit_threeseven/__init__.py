@@ -1,19 +1,20 @@
 """Tell handwritten threes from sevens with the smallest neural network: ``y = sigmoid(x W + b)``."""
 
+from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["LitThreeSeven", "ThreeSevenDataModule"]
+__all__ = ["LitThreeSeven", "ThreeSevenDataModule", "__version__"]
+__version__ = version("lit_threeseven")
 
 if TYPE_CHECKING:
     from lit_threeseven.datamodule import ThreeSevenDataModule
     from lit_threeseven.module import LitThreeSeven
-else:
 
-    def __getattr__(name: str) -> Any:
-        """Import both classes, and torch with them, when one is asked for: until then the command can be stopped."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from lit_threeseven.datamodule import ThreeSevenDataModule
-        from lit_threeseven.module import LitThreeSeven
 
-        return {"LitThreeSeven": LitThreeSeven, "ThreeSevenDataModule": ThreeSevenDataModule}[name]
+def __getattr__(name: str) -> Any:
+    """Import a class, and torch with it, when it is asked for: until then the command can be stopped."""
+    homes = {"LitThreeSeven": "lit_threeseven.module", "ThreeSevenDataModule": "lit_threeseven.datamodule"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(homes[name]), name)

@@ -5,17 +5,18 @@ dropped and none is seen twice; shares may differ by one row, or be empty. The o
 it is the same on any number of processes and after a resumed run.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 from lit_threeseven.augment import Affine
-from lit_threeseven.pixels import SparsePixels, flatten
+from lit_threeseven.pixels import scale
+from lit_threeseven.whole import keep
 
 
 @dataclass(eq=False)
@@ -23,137 +24,164 @@ class Batch:
     """One process's share of a global batch; ``x, y = batch`` takes it apart.
 
     Attributes:
-        x: Pixels, ``(n, 784)`` float32 in [0, 1]; ``n`` may be 0. A `SparsePixels` only where the module asks for it.
+        x: Pixels, ``(n, 784)``: float32 in [0, 1], or uint8 for a module that takes bytes; ``n`` may be 0.
         y: Labels, ``(n, 1)`` float32, 0 or 1.
+        rows: Which rows of the data set these are, ``(n,)`` int64.
         global_rows: Rows of the global batch.
         world_size: Processes that share it.
     """
 
-    x: Tensor | SparsePixels
+    x: Tensor
     y: Tensor
+    rows: Tensor
     global_rows: int
     world_size: int
 
     @property
     def divisor(self) -> float:
-        """Divide a sum over the share by this, and its average over processes is the mean over all rows."""
-        return self.global_rows / self.world_size
+        """What a sum over the share is divided by, to make the gradient that of the mean over the global batch.
 
-    def __iter__(self) -> Iterator[Any]:
+        Gradients of floats are averaged over processes, as DDP does; those of bytes are added up, see `linear`.
+        """
+        return self.global_rows / (1 if self.x.dtype == torch.uint8 else self.world_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x, self.y))
 
-    def __getitem__(self, i: int) -> Any:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> Tensor:
         return (self.x, self.y)[i]
 
     def to(self, device: torch.device | str, **options: Any) -> "Batch":
         """The batch on a device; itself if it is there already."""
-        if isinstance(self.x, SparsePixels) or self.y.device == torch.device(device):
+        if self.y.device == torch.device(device):
             return self
-        x, y = self.x.to(device, **options), self.y.to(device, **options)
-        return Batch(x, y, self.global_rows, self.world_size)
+        tensors = (tensor.to(device, **options) for tensor in (self.x, self.y, self.rows))
+        return Batch(*tensors, self.global_rows, self.world_size)
 
 
-class Shares(Dataset[Batch]):
-    """A map-style data set: item i is this process's share of the i-th global batch of an epoch.
+def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
+    """Pixels and labels of any batch ``(x, y)``, and the divisor of the loss, see `Batch.divisor`.
 
     Args:
-        images: ``(N, 28, 28)`` uint8, on the device that will use them.
-        y: Labels, ``(N, 1)`` float32, on the same device.
-        batch_size: Rows of a global batch; None, or more than N, means all N. The last batch holds the rest.
+        batch: A `Batch`, or a pair of another loader, whose bytes are scaled to floats.
+        check: Whether to look at the numbers of another loader, for which a GPU has to finish its work.
+
+    Raises:
+        ValueError: If there are labels other than 0 and 1, or pixels beyond [0, 1].
+    """
+    if isinstance(batch, Batch):
+        return batch.x, batch.y, batch.divisor
+    x, y, *_ = batch
+    x = scale(x)
+    if check and len(y) and not ((y == 0) | (y == 1)).all():
+        raise ValueError(f"Labels must be 1 for the first digit and 0 for the second, got {y.unique().tolist()[:5]}.")
+    if check and len(y) and not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(f"Pixels must be bytes or floats from 0 to 1, got {x.min():.4g} to {x.max():.4g}.")
+    return x, y, len(y)
+
+
+class Order(DistributedSampler, SequentialSampler):
+    """The rows of each global batch, ``(batch_size,)`` int64; the last batch of an epoch holds the rest.
+
+    Each pass is an epoch, counted from 0 or set with `set_epoch`, which Lightning does. Its base classes tell Lightning
+    that there is nothing to share out among processes and no shuffling to undo.
+
+    Args:
+        dataset: Of N rows.
+        batch_size: Rows of a global batch; None, or more than N, means all N.
         shuffle: Whether each epoch has a new order. A full batch is never shuffled.
         seed: Seed of the shuffling, 0 or above.
-        rank: Rank of this process, 0 to ``world_size`` - 1; None asks `torch.distributed` when an item is made.
-        world_size: Number of processes; None likewise.
-        store: Makes a batch's `x`, of n rows, out of its images, ``(n, 28, 28)`` uint8.
-        change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, anew each epoch.
     """
+
+    def __init__(self, dataset: TensorDataset, batch_size: int | None, shuffle: bool, seed: int) -> None:
+        super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
+        self.batch_size = min(batch_size or len(dataset), len(dataset))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rows = torch.arange(len(self.dataset))
+        if self.shuffle and len(self) > 1:
+            # torch's own generator keeps 32 bits of its seed, too few for two numbers
+            rows = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(len(rows)))
+        self.epoch += 1
+        return iter(rows.split(self.batch_size))
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+
+class Batches(DataLoader[Batch]):
+    """A `DataLoader` of this process's shares; its state is what Lightning needs to resume within an epoch.
+
+    Args:
+        dataset: Images, ``(N, 28, 28)`` uint8, and labels, ``(N, 1)`` float32, on the device that will use them.
+        batch_size: See `Order`, as for `shuffle` and `seed`.
+        shuffle: As there.
+        seed: As there.
+        sampler: An `Order` in place of these three.
+        change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, anew each epoch.
+        as_bytes: Whether pixels stay bytes.
+        share: Rank of this process and number of processes; None asks `torch.distributed` at each batch.
+        **options: Those of a `DataLoader`, which Lightning gives when it makes a copy.
+    """
+
+    sampler: Order
 
     def __init__(
         self,
-        images: Tensor,
-        y: Tensor,
+        dataset: TensorDataset,
         batch_size: int | None = None,
         *,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        store: Callable[[Tensor], Any] = flatten,
+        sampler: Order | None = None,
         change: Affine | None = None,
+        as_bytes: bool = False,
+        share: tuple[int, int] | None = None,
+        **options: Any,
     ) -> None:
-        self.images, self.y = images, y
-        self.batch_size = min(batch_size or len(y), len(y))
-        self.shuffle, self.seed, self.store = shuffle and len(self) > 1, seed, store
-        self.rank, self.world_size, self.change = rank, world_size, change
-        self._full: Batch | None = None  # a full batch is made once
-        self._batches = torch.arange(len(y), device=y.device).split(self.batch_size)
-        self.set_epoch(0)
+        sampler = sampler or Order(dataset, batch_size, shuffle, seed)
+        super().__init__(dataset, **options | {"batch_size": None, "sampler": sampler})
+        self.change, self.as_bytes, self.share = change, as_bytes, share
+        self.state = {"epoch": 0, "seen": 0}
+        self._resumed: dict[str, int] = {}
+        self._full: Batch | None = None  # a full batch that doesn't change is made once
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch: each has an order of its own, and changes of its own."""
-        self.epoch = epoch
-        if self.shuffle:
-            # torch's own generator keeps 32 bits of its seed, too few for two numbers
-            order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.y)))
-            self._batches = order.to(self.y.device).split(self.batch_size)
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self.sampler.epoch, 0
+        if self._resumed.get("epoch") == epoch:
+            start = self._resumed["seen"]
+        self._resumed = {}
+        for i, rows in enumerate(self.sampler):
+            if i >= start:
+                self.state = {"epoch": epoch, "seen": i + 1}
+                yield self._full or self._batch(rows, epoch, i)
 
-    def __len__(self) -> int:
-        return -(-len(self.y) // self.batch_size)
-
-    def __getitem__(self, i: int) -> Batch:
-        if self._full is not None:
-            return self._full
-        rank, world_size = self.rank, self.world_size
-        if rank is None or world_size is None:
-            together = distributed.is_available() and distributed.is_initialized()
-            rank, world_size = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        rows = self._batches[i]
-        share = rows.tensor_split(world_size)[rank]
-        images, y = self.images.index_select(0, share), self.y.index_select(0, share)  # faster than images[share]
+    @torch.inference_mode(False)  # a batch made in inference mode could not be trained on later
+    def _batch(self, rows: Tensor, epoch: int, i: int) -> Batch:
+        together = distributed.is_available() and distributed.is_initialized()
+        here = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        rank, world_size = self.share or here
+        images, y = self.dataset.tensors
+        chosen = rows.tensor_split(world_size)[rank].to(y.device)
+        images, y = images.index_select(0, chosen), y.index_select(0, chosen)  # faster than images[chosen]
         if self.change:  # numbers for the rows of all processes, in another sequence than the order's
-            numbers = np.random.default_rng((self.seed, self.epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
+            numbers = np.random.default_rng((self.sampler.seed, epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
             images = self.change(images, torch.from_numpy(numbers).tensor_split(world_size)[rank])
-        batch = Batch(self.store(images), y, len(rows), world_size)
+        x = images.flatten(1)
+        batch = Batch(x if self.as_bytes else scale(x), y, chosen, len(rows), world_size)
         if len(self) == 1 and not self.change:
             self._full = batch
+            if self.as_bytes:
+                keep(x)
         return batch
-
-
-class InOrder(DistributedSampler, SequentialSampler):
-    """Every index of a `Shares` in order; each pass is an epoch, counted from 0 or set with `set_epoch`.
-
-    Its base classes tell Lightning that there are no items to share among processes and no shuffling to undo.
-    """
-
-    dataset: Shares
-
-    def __init__(self, shares: Shares) -> None:
-        super().__init__(shares, num_replicas=1, rank=0, shuffle=False)
-        self.state = {"epoch": 0, "seen": 0}
-        self.resumed: dict[str, int] | None = None
-
-    def __iter__(self) -> Iterator[int]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        self.dataset.set_epoch(epoch)
-        start = self.resumed["seen"] if self.resumed and self.resumed["epoch"] == epoch else 0
-        self.resumed = None
-        for i in range(start, len(self.dataset)):
-            self.state = {"epoch": epoch, "seen": i + 1}
-            yield i
-
-
-class Batches(DataLoader[Batch]):
-    """A `DataLoader` over a `Shares`; its state is what Lightning needs to resume within an epoch."""
-
-    sampler: InOrder
-
-    def __init__(self, dataset: Shares, **options: Any) -> None:
-        super().__init__(dataset, **{"batch_size": None, "sampler": InOrder(dataset)} | options)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were seen."""
-        return self.sampler.state
+        return self.state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip batches already seen in the interrupted epoch."""
-        self.sampler.resumed = self.sampler.state = state
+        self._resumed = self.state = state

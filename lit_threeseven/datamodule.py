@@ -1,7 +1,6 @@
 """`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
 
 import warnings
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +11,8 @@ from torch.utils.data import TensorDataset
 
 from lit_threeseven import dataset
 from lit_threeseven.augment import Affine
-from lit_threeseven.batches import Batches, Shares
+from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
-from lit_threeseven.pixels import SparsePixels, WholePixels, flatten
 from lit_threeseven.weights import DataFromFile
 
 
@@ -23,8 +21,9 @@ class ThreeSevenDataModule(DataFromFile):
 
     After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,
     ``(N, 1)`` float32, 0 or 1. `val` is taken from MNIST's training set; MNIST's test set is used for testing and
-    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels and ``(n, 1)``
-    labels. They also work without a Trainer, and then need no call of `setup`.
+    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels, float32 in [0, 1], and
+    ``(n, 1)`` labels. A module that `takes_bytes` gets the pixels as uint8. The loaders also work without a Trainer, and
+    then need no call of `setup`.
 
     Args:
         source: Where the images come from. "bundled": the real threes and sevens shipped with this package.
@@ -38,9 +37,6 @@ class ThreeSevenDataModule(DataFromFile):
             digits. With 0 all images are used for training and no validation runs.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
-        pixels: How the pixels of a full training batch are stored. "sparse" is fastest; it needs a CPU, a torch with
-            MKL, and a module that takes them, as `LitThreeSeven` does. "auto" chooses it where possible, otherwise
-            "dense". The result is the same.
         rotation: Each epoch each training image is turned by up to this many degrees, 0 to 180, to the left or right.
         zoom: Each is made wider or narrower, and higher or lower, by up to this fraction, from 0 to 0.99.
         shift: Each is moved by up to this many pixels, 0 to 28, sideways and up or down. 0 for all three leaves the
@@ -68,7 +64,6 @@ class ThreeSevenDataModule(DataFromFile):
         batch_size: int | None = None,
         val_fraction: float = 0.1,
         seed: int = 0,
-        pixels: Literal["auto", "dense", "sparse"] = "auto",
         rotation: float = 0.0,
         zoom: float = 0.0,
         shift: float = 0.0,
@@ -87,14 +82,12 @@ class ThreeSevenDataModule(DataFromFile):
             raise ValueError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
-        if pixels not in ("auto", "dense", "sparse"):
-            raise ValueError(f"pixels must be auto, dense or sparse, got {pixels!r}.")
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed must be from 0 to 2147483647, got {seed}.")
         self.save_hyperparameters()
         self.root = dataset.BUNDLED_ROOT if source == "bundled" else data_dir or "data"
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
-        self.seed, self.pixels, self.affine = seed, pixels, Affine(rotation, zoom, shift)
+        self.seed, self.affine = seed, Affine(rotation, zoom, shift)
 
     # There is no `prepare_data`: Lightning would let other processes wait for it without a time limit.
 
@@ -119,11 +112,7 @@ class ThreeSevenDataModule(DataFromFile):
             self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
-        """The training images, shuffled anew each epoch unless they are one batch or a few to overfit.
-
-        Raises:
-            ValueError: If `pixels` is "sparse" where that can't work.
-        """
+        """The training images, shuffled anew each epoch unless they are one batch or a few to overfit."""
         train, trainer = self._split("train", "fit"), self.trainer
         size = len(train)
         if self.batch_size and self.batch_size > size:
@@ -133,8 +122,7 @@ class ThreeSevenDataModule(DataFromFile):
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
         # overfit_batches means the same few batches again and again
         vary = not (trainer and trainer.overfit_batches)
-        change = self.affine if vary and self.affine else None
-        return self._batches(train, self._sparse(batch == size and not change), shuffle=vary, change=change)
+        return self._batches(train, shuffle=vary, change=self.affine if vary and self.affine else None)
 
     def val_dataloader(self) -> Batches | list:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
@@ -153,28 +141,28 @@ class ThreeSevenDataModule(DataFromFile):
             self.setup(stage)
         return getattr(self, name)
 
-    def _sparse(self, constant: bool) -> bool:
-        """Whether to store it sparsely if it is constant: only the module can say that it takes more than a tensor."""
-        trainer = self.trainer
-        possible = constant and trainer is not None and torch.backends.mkl.is_available()
-        possible = possible and trainer.precision == "32-true" and trainer.strategy.root_device.type == "cpu"
-        possible = possible and vars(type(trainer.lightning_module)).get("takes_sparse_pixels", False)
-        if self.pixels == "sparse" and not possible:
-            raise ValueError(
-                'pixels="sparse" needs a full batch of unchanged images, a CPU, a torch with MKL, precision 32-true, '
-                'and a module that takes_sparse_pixels; use pixels="auto".'
-            )
-        return possible and self.pixels != "dense"
-
-    def _batches(self, split: TensorDataset, sparse: bool = False, **options: Any) -> Batches:
+    def _batches(self, split: TensorDataset, **options: Any) -> Batches:
         # Lightning recommends worker processes, but these loaders have no work for them
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-        device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        images, y = (tensor.to(device) for tensor in split.tensors)
-        store: Any = SparsePixels if sparse else flatten
-        if self.trainer and getattr(self.trainer.lightning_module, "is_exact", False):
-            store = partial(WholePixels, sparse=sparse)
-        return Batches(Shares(images, y, self.batch_size, seed=self.seed, store=store, **options))
+        if self.trainer:
+            device = self.trainer.strategy.root_device
+            split = TensorDataset(*(tensor.to(device) for tensor in split.tensors))
+            options["as_bytes"] = takes_bytes(self.trainer.lightning_module)
+        return Batches(split, self.batch_size, seed=self.seed, **options)
+
+
+def takes_bytes(module: Any) -> bool:
+    """Whether a module's pixels stay bytes.
+
+    A class whose body says ``takes_bytes = True`` takes them in the methods that it defines. Its subclasses do too, but
+    for one that defines one of these methods itself and does not say so. A loss for bytes is divided by `Batch.divisor`.
+    """
+    steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
+    classes = type(module).__mro__
+    owners = [next((kind for kind in classes if step in vars(kind)), object) for step in steps]
+    whole = all(vars(owner).get("takes_bytes", False) for owner in owners)
+    parameter = next(module.parameters(), torch.empty(0))
+    return whole and parameter.dtype == torch.float32 and parameter.device.type != "mps"
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

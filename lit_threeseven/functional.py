@@ -1,10 +1,23 @@
-"""The mathematics of the network: starting weights, a sigmoid, a loss."""
+"""The mathematics of the network: starting weights, ``x W + b``, a sigmoid, a loss, gradient descent.
+
+Each function gives the same bits on any device, and its derivatives too; `whole` explains how.
+"""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lit_threeseven import whole
+from lit_threeseven.pixels import scale
+from lit_threeseven.whole import over_processes
+
+SLOPE = 2.0**-51  # unit of a slope: that of a mean of squared errors is at most 8/27, and two words reach 16
+SQUARE = 2.0**-32  # unit of a squared error: 2^21 of them, at most 1 each, fit into float64
 
 
 def check_positive(**numbers: float) -> None:
@@ -19,12 +32,72 @@ def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> T
     return torch.tensor(random.standard_normal(shape) * std, dtype=torch.get_default_dtype())
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """Squash any real number into a probability: ``1 / (1 + exp(-x))``.
+def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """``x W + b``; of bytes the same bits on any device.
 
-    Where ``exp(-x)`` would overflow (``x`` below about -88 in float32) the equation's own gradient is
-    ``inf / inf``. There the input is clamped to the edge of the range, so that values and gradients are finite
-    for every finite input; in float32 the value is off by less than 1e-37.
+    For the product with bytes `W` is rounded to 2^-27 of the power of two above its largest number, and in the gradient
+    each slope, the derivative by ``x W + b``, to 2^-51. Both sums are exact, and rounded to float32 once. A slope of 16
+    or more, or one that is not finite, makes the gradient NaN.
+
+    With several processes (`torch.distributed`) the gradient for bytes is the sum over all of them; so the loss of each
+    is a sum over its share, divided by the rows of the global batch.
+
+    Args:
+        x: ``(N, D)`` or ``(N, …)`` with D numbers each: uint8, 0 to 255, or floating-point, in [0, 1].
+        W: ``(D, K)``. The product with bytes is for float32 and K = 1; otherwise they are scaled to floats first.
+        b: ``(K,)``.
+
+    Returns:
+        ``(N, K)``, of the type of `W`; bytes count as ``x / 255``.
+
+    Example:
+        >>> linear(torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([[5.0], [2.0]]), torch.tensor([0.5]))
+        tensor([[2.5000]])
+    """
+    x = x.flatten(1)
+    if x.dtype != torch.uint8:
+        return x @ W + b
+    if W.dtype == torch.float32 and W.shape[1] == 1 and W.device.type != "mps":
+        return _of_bytes(x, W, b)
+    return scale(x).to(W.dtype) @ W + b
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` of bytes, ``(N, D)``."""
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        largest = W.abs().max().double().clamp(min=2.0**-100)
+        unit = largest / torch.frexp(largest).mantissa * 2.0**-27
+        sums = whole.times(x, whole.digits((W / unit).float(), 1))
+        return (sums * (unit / 255)).float() + b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.x = inputs[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, digits = ctx.x, whole.digits(slopes / SLOPE, 2)
+        lost = (~(slopes.abs() < 16)).sum(0)
+        by_W = whole.times(x, digits, transposed=True)
+        by_b = whole.words(digits.sum(0, keepdim=True)).long()
+        *sums, lost = over_processes(torch.cat([by_W.flatten(), by_b.flatten(), lost])).split([2 * len(by_W), 2, 1])
+        W, b = (high.double() * 2.0**28 + low.double() for low, high in (s.view(-1, 2).unbind(1) for s in sums))
+        unit = torch.where(lost > 0, math.nan, SLOPE)
+        return None, (W * unit / 255).float().unsqueeze(1), (b * unit).float()
+
+
+_of_bytes: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compiler.disable(_Linear.apply)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Squash any real number into a probability: ``1 / (1 + exp(-x))``; its derivative is ``p (1 - p)``.
+
+    Both are finite for every finite input: where ``exp(-x)`` would overflow, the input is clamped to the edge of the
+    range. In float32 the exponential is made of additions and multiplications, which round alike everywhere, as a
+    library's may not; it is off by less than 2^-22 of itself.
 
     Args:
         x: Floating-point tensor of any shape.
@@ -36,18 +109,48 @@ def sigmoid(x: Tensor) -> Tensor:
         >>> sigmoid(torch.tensor([-2.0, 0.0, 1000.0]))
         tensor([0.1192, 0.5000, 1.0000])
     """
-    limit = math.log(torch.finfo(x.dtype).max) - 1
-    return 1 / (1 + torch.exp(-x.clamp(min=-limit)))
+    return _Sigmoid.apply(x)
+
+
+class _Sigmoid(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        limit = math.log(torch.finfo(x.dtype).max) - 1
+        exponential = _exponential if x.dtype == torch.float32 else torch.exp
+        return exponential(-x.clamp(-limit, limit)).add_(1).reciprocal_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return slope * (p * (1 - p))
+
+
+def _exponential(x: Tensor) -> Tensor:
+    """``exp(x)`` of float32 numbers from -87.7 to 87.7: a power of two times a polynomial (after Cephes, S. Moshier)."""
+    power = (x * 1.44269504).round_()  # log2(e)
+    x = (x - power * 0.693359375).sub_(power * -2.12194440e-4)  # ln 2 in two parts; the first product is exact
+    y = torch.full_like(x, 1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
+        y.mul_(x).add_(coefficient)
+    return y.mul_(power.int().add_(127).bitwise_left_shift_(23).view(torch.float32))
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None = None) -> Tensor:
     """Average of the squared differences: ``sum((prediction - target)²) / divisor``.
 
+    In float32 each square is rounded to 2^-32, so that up to 2^21 of them add up to the same bits in any order.
+
     Args:
         prediction: ``(N, 1)``, probabilities in [0, 1].
         target: ``(N, 1)``, labels, 0 or 1.
         divisor: What the sum is divided by; None means N. A process that holds a share of a batch passes
-            `Batch.divisor`, so that the average over processes is the mean over the whole batch.
+            `Batch.divisor`.
 
     Returns:
         Scalar tensor.
@@ -62,4 +165,60 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
     if prediction.shape != target.shape:
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         raise ValueError(f"prediction and target must have the same shape, got {shapes}.")
-    return ((prediction - target) ** 2).sum() / (len(target) if divisor is None else divisor)
+    mean = sum_of_squares(prediction - target) / (len(target) if divisor is None else divisor)
+    return mean.to(prediction.dtype)
+
+
+def sum_of_squares(error: Tensor) -> Tensor:
+    """``sum(error²)`` of errors of any shape, a scalar: float64 for float32, and exact, see `mean_squared_error`."""
+    return _SumOfSquares.apply(error)
+
+
+class _SumOfSquares(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(error: Tensor) -> Tensor:
+        squares = error * error
+        if error.dtype != torch.float32 or error.device.type == "mps":
+            return squares.sum()
+        return (squares / SQUARE).round_().double().sum() * SQUARE
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (error,) = ctx.saved_tensors
+        return error * (2 * slope)
+
+
+class GradientDescent(torch.optim.Optimizer):
+    """``W -= lr * gradient``: a product and a difference, which round alike on every processor.
+
+    Args:
+        params: As in any of torch's optimizers.
+        lr: Learning rate, 0 or above.
+
+    Raises:
+        ValueError: If the rate is below 0, or not finite.
+    """
+
+    def __init__(self, params: Any, lr: float = 1.0) -> None:
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"lr must be a finite number of at least 0, got {lr}.")
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient; returns what `closure`, which computes it, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter -= group["lr"] * parameter.grad
+        return loss

@@ -113,3 +113,6 @@ class WeightsFromFile(L.LightningModule):
         """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
         numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
         return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
+
+    def check_finite(self) -> None:
+        """Interim."""

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.batches import Shares
+from lit_threeseven.batches import Batches
 from lit_threeseven.functional import mean_squared_error
 
 Loss = Callable[[LitThreeSeven, Tensor, Tensor, float], Tensor]
@@ -109,15 +109,11 @@ def by_hand(network: type[LitThreeSeven], batch_size: int | None, processes: int
     model, loss_of = network(), NETWORKS[network]
     data = ThreeSevenDataModule(batch_size=batch_size)
     data.setup("fit")
-    images, y = data.train.tensors
-    worlds = [Shares(images, y, batch_size, shuffle=True, rank=rank, world_size=processes) for rank in range(processes)]
+    worlds = [Batches(data.train, batch_size, shuffle=True, share=(rank, processes)) for rank in range(processes)]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1.0) if network is not OwnOptimizer else torch.optim.Adam(trained, lr=0.01)
-    for epoch in range(2):
-        for shares in worlds:
-            shares.set_epoch(epoch)
-        for i in range(len(worlds[0])):
-            batches = [shares[i] for shares in worlds]
+    for _ in range(2):
+        for batches in zip(*worlds, strict=True):
             rows = sum(len(batch.y) for batch in batches)
             losses = [loss_of(model, batch.x, batch.y, rows / processes) for batch in batches]
             optimizer.zero_grad()
@@ -224,7 +220,7 @@ def everything(devices: int) -> dict[str, Any]:
 
     trainer = L.Trainer(devices=devices, strategy="ddp" if devices > 1 else "auto", **QUIET)
     predictions = trainer.predict(LitThreeSeven(), ThreeSevenDataModule(batch_size=500).predict_dataloader())
-    results["predictions"] = sum(len(batch["digit"]) for batch in predictions)
+    results["predictions"] = torch.cat([batch["rows"] for batch in predictions]).tolist()
 
     results["fabric"] = fabric_loop(devices)
     return results

@@ -7,7 +7,8 @@ from build_bundle import idx_bytes
 from torch import Tensor
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
-from lit_threeseven.pixels import SparsePixels
+from lit_threeseven.datamodule import takes_bytes
+from lit_threeseven.networks import LitThreeSevenMLP
 
 
 def setup(**kwargs: Any) -> ThreeSevenDataModule:
@@ -52,7 +53,7 @@ def test_an_extreme_hold_out_leaves_one_image_of_each_digit(val_fraction):
 
 
 def test_default_is_one_batch_of_the_whole_set():
-    data = setup(val_fraction=0, pixels="dense")
+    data = setup(val_fraction=0)
     ((x, y),) = data.train_dataloader()
     assert x.shape == (12396, 784)
     assert y.shape == (12396, 1)
@@ -88,7 +89,6 @@ def test_full_mnist_serves_any_two_digits(small_mnist):
         ({"val_fraction": -0.1}, "from 0 to less than 1, got -0.1"),
         ({"val_fraction": 1}, "from 0 to less than 1, got 1"),
         ({"val_fraction": float("nan")}, "from 0 to less than 1, got nan"),
-        ({"pixels": "csr"}, "pixels must be auto, dense or sparse, got 'csr'"),
         ({"seed": -1}, "from 0 to 2147483647, got -1"),
     ],
 )
@@ -106,26 +106,42 @@ def test_a_batch_size_larger_than_the_training_set_is_a_full_batch_with_one_warn
     assert len(data.train_dataloader()) == 1
 
 
-@pytest.mark.parametrize("mkl", [True, False])
-def test_a_full_batch_is_sparse_where_the_torch_has_mkl(trainer, monkeypatch, mkl):
-    if mkl and not torch.backends.mkl.is_available():
-        pytest.skip("needs MKL")
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    data, run = ThreeSevenDataModule(), trainer(max_epochs=1)
-    run.fit(LitThreeSeven(), data)
-    (batch,) = data.train_dataloader()
-    assert isinstance(batch.x, SparsePixels) == mkl
+class Inherits(LitThreeSeven):
+    """Overrides nothing that sees pixels."""
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
 
 
-@pytest.mark.parametrize(("arguments", "options"), [({"batch_size": 5000}, {}), ({}, {"precision": "64-true"})])
-def test_sparse_pixels_are_refused_where_they_can_t_work_and_auto_is_dense(trainer, arguments, options):
-    with pytest.raises(
-        ValueError, match=r'pixels="sparse" needs a full batch .*precision 32-true.*; use pixels="auto"'
-    ):
-        trainer(**options).fit(LitThreeSeven(), ThreeSevenDataModule(pixels="sparse", **arguments))
-    data = ThreeSevenDataModule(**arguments)
-    trainer(max_epochs=1, **options).fit(LitThreeSeven(), data)
-    assert isinstance(next(iter(data.train_dataloader())).x, torch.Tensor)
+class OwnForward(LitThreeSeven):
+    """Says nothing of bytes."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class OwnForwardOfBytes(OwnForward):
+    takes_bytes = True
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [(LitThreeSeven, True), (Inherits, True), (OwnForward, False), (OwnForwardOfBytes, True), (LitThreeSevenMLP, False)],
+)
+def test_only_a_class_that_says_so_gets_bytes_in_its_own_methods(network, expected, trainer):
+    model, data = network(), ThreeSevenDataModule()
+    assert takes_bytes(model) == expected
+    trainer(max_epochs=1).fit(model, data)
+    assert next(iter(data.train_dataloader())).x.dtype == (torch.uint8 if expected else torch.float32)
+
+
+def test_a_network_in_another_precision_gets_floats(trainer):
+    data = ThreeSevenDataModule()
+    trainer(max_epochs=1, precision="64-true").fit(LitThreeSeven(), data)
+    assert next(iter(data.train_dataloader())).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

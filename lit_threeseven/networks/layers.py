@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 from torch import Tensor, nn
 
-from lit_threeseven.functional import check_positive, normal, sigmoid
+from lit_threeseven.functional import check_positive, linear, normal, sigmoid
 from lit_threeseven.module import PIXELS, LitThreeSeven
 
 
@@ -14,8 +14,7 @@ class LitThreeSevenMLP(LitThreeSeven):
     """A multilayer perceptron: ``h1 = sigmoid(x W1 + b1)``, ``h2 = sigmoid(h1 W2 + b2)``, … and so the probability.
 
     The parameters are `W1`, ``(784, hidden_sizes[0])``, `b1`, ``(hidden_sizes[0],)``, and so on; the last have one
-    column. All else is as in `LitThreeSeven`, but for ``Trainer(deterministic=True)``, which gives the same bits on the
-    same machine and number of devices only.
+    column. All else is as in `LitThreeSeven`, but for the same bits: those are of the same machine and number of devices.
 
     Args:
         hidden_sizes: Number of units in each hidden layer, from the first to the last.
@@ -63,7 +62,7 @@ class LitThreeSevenMLP(LitThreeSeven):
 
     def logits(self, x: Tensor) -> Tensor:
         """What the last sigmoid makes a probability of, ``(N, 1)``; see `LitThreeSeven.forward`."""
-        z = x.flatten(1) @ self.W1 + self.b1
+        z = linear(x, self.W1, self.b1)
         for i in range(2, len(self.hparams["hidden_sizes"]) + 2):
-            z = sigmoid(z) @ getattr(self, f"W{i}") + getattr(self, f"b{i}")
+            z = linear(sigmoid(z), getattr(self, f"W{i}"), getattr(self, f"b{i}"))
         return z

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from lit_threeseven import exact
+from lit_threeseven.batches import shared
 from lit_threeseven.dataset import check_digits
+from lit_threeseven.functional import linear
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
 from lit_threeseven.weights import WeightsFromFile
 
@@ -37,8 +38,6 @@ class LitThreeSevenMany(WeightsFromFile):
             into the memory.
     """
 
-    takes_sparse_pixels = True
-
     def __init__(self, models: list[tuple[float, float, int]], digits: tuple[int, int] = (3, 7), rows: int = 0) -> None:
         super().__init__()
         if not models or len(set(models)) < len(models):
@@ -63,12 +62,12 @@ class LitThreeSevenMany(WeightsFromFile):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return torch.sigmoid(x.flatten(1) @ self.W + self.b)  # for so many numbers, half the time of our own
+        return torch.sigmoid(linear(x, self.W, self.b))  # for so many numbers, half the time of our own
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of all losses; each has its own column of `W`, and so the gradients are each network's own."""
-        x, y = batch
-        probability, divisor = self(x), getattr(batch, "divisor", len(y))
+        x, y, divisor = shared(batch)
+        probability = self(x)
         y = y.expand_as(probability)
         if self.global_step in self._kept:
             self.curve.append((self.global_step, ((probability.detach() - y) ** 2).sum(0) / divisor))
@@ -96,8 +95,6 @@ class LitThreeSevenMany(WeightsFromFile):
         steps = self.trainer.estimated_stepping_batches
         last = 10_000 if steps == float("inf") else int(steps) - 1
         self.curve = []
-        if torch.are_deterministic_algorithms_enabled():
-            exact.prepare(self)
         self._kept = {round(math.expm1(math.log1p(last) * i / (POINTS - 1))) for i in range(POINTS)}
 
     def on_train_end(self) -> None:

@@ -192,7 +192,7 @@ class ThreeSevenCLI(LightningCLI):
             metrics = trainer.test(self.model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
             rows["Images"] += f", {len(data.test):,} to test"
             rows |= options.metric_rows(metrics)
-            end |= {"Digest": self.model.digest()} if self.model.is_exact else {}  # of the weights that were tested
+            end["Digest"] = self.model.digest()  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
             finished = checkpoints.read(last, True) | {"finished": limits}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)

@@ -128,7 +128,6 @@ def check_every(trainer: Namespace) -> int:
 def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
     """What decides where training ends: a run can't be resumed with anything else."""
     settings = {name: options[name] for name in DECIDING}
-    settings["trainer.deterministic"] = bool(options.trainer.deterministic)
     settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())

@@ -16,6 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from lit_threeseven.module import LitThreeSeven
+from lit_threeseven.pixels import flatten, scale
 from lit_threeseven.watch import figures
 
 GRID = 12  # images in a grid
@@ -77,7 +78,7 @@ class TensorBoardPictures(L.Callback):
         if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
             rows = torch.cat([probability, y], dim=1).float()
             hardest = hardest_first(rows)
-            self._collected.append((rows.cpu(), torch.cat([rows[hardest], x[hardest].flatten(1)], dim=1).cpu()))
+            self._collected.append((rows.cpu(), torch.cat([rows[hardest], flatten(x[hardest])], dim=1).cpu()))
 
     def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the rows of all processes; every process must call this, even one without rows."""
@@ -127,7 +128,7 @@ def examples(module: LitThreeSeven, batch: Any) -> Figure:
     x, y, *_ = batch
     rows = torch.arange(min(GRID, len(y)), device=y.device)
     captions = [str(module.digits[int(label == 0)]) for label in y[rows]]
-    return figures.images(x[rows], captions, "The first training images")
+    return figures.images(scale(x[rows]), captions, "The first training images")
 
 
 def hardest_images(module: LitThreeSeven, rows: Tensor) -> Figure:
@@ -162,7 +163,7 @@ def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
         group = optimizer.param_groups[0]
         recipe["lr"] = float(group.get("initial_lr", group["lr"]))  # a scheduler changes "lr" and keeps the initial one
         recipe["optimizer"] = type(optimizer).__name__
-    for name in ("data_dir", "pixels", "_instantiator"):  # which decide nothing
+    for name in ("data_dir", "_instantiator"):  # which decide nothing
         recipe.pop(name, None)
     recipe = {name: value if isinstance(value, int | float) else str(value) for name, value in recipe.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())

@@ -1,0 +1,58 @@
+"""Loss, accuracy and AUROC of all rows of all processes, from whole numbers: the same bits whatever the order."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.utilities import dim_zero_cat
+
+from lit_threeseven.functional import sum_of_squares
+
+# Below this probability an image is taken for the second digit, otherwise for the first.
+THRESHOLD = 0.5
+
+
+def sums(probability: Tensor, y: Tensor) -> Tensor:
+    """Sum of squared errors, number of right decisions, and number of rows, ``(3,)``, of ``(N, 1)``."""
+    right = ((probability >= THRESHOLD) == y.bool()).sum()
+    squares = sum_of_squares(probability - y)
+    return torch.stack([squares, right.to(squares.dtype), torch.full_like(squares, len(y))])
+
+
+class MeanOfRows(Metric):
+    """One of the first two `sums`, divided by the third."""
+
+    full_state_update = False
+
+    def __init__(self, which: int) -> None:
+        super().__init__()
+        self.which = which
+        self.add_state("sums", torch.zeros(3), "sum")
+
+    def update(self, probability: Tensor, y: Tensor) -> None:
+        """Add rows, ``(N, 1)``; not in place, as a state that was made in inference mode doesn't allow that."""
+        self.sums = self.sums + sums(probability, y)
+
+    def compute(self) -> Tensor:
+        """The mean over all rows."""
+        return (self.sums[self.which] / self.sums[2]).float()
+
+
+class AUROC(BinaryAUROC):
+    """Area under the ROC curve: the share of pairs of a first and a second digit that are in order; a tie is half."""
+
+    def __init__(self) -> None:
+        super().__init__(validate_args=False)
+
+    def compute(self) -> Tensor:
+        """The area; 0 if there is one digit only, as torchmetrics has it."""
+        p, y = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        first, second = p[y == 1].sort().values, p[y == 0]
+        twice_wrong = torch.searchsorted(first, second) + torch.searchsorted(first, second, right=True)
+        pairs = len(first) * len(second)
+        return (2 * pairs - twice_wrong.sum()) / (2 * max(1, pairs))
+
+
+def of_rows() -> nn.ModuleDict:
+    """The three metrics of a stage."""
+    return nn.ModuleDict({"loss": MeanOfRows(0), "accuracy": MeanOfRows(1), "auroc": AUROC()})
