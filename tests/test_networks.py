@@ -182,8 +182,9 @@ def test_a_network_that_diverges_leaves_the_others_alone(trainer):
     without, with_it = found
     assert not with_it.W[:, 0].isfinite().all()
     torch.testing.assert_close(with_it.W[:, 1:], without.W, rtol=0, atol=1e-6)
-    assert with_it.diverged(with_it.results["loss"]).tolist() == [True, *[False] * 5]
-    assert not without.diverged(without.results["loss"]).any()
+    assert with_it.diverged(torch.full((6,), 0.9), with_it.results["loss"]).tolist() == [True, *[False] * 5]
+    assert not without.diverged(without.results["loss"], without.results["loss"]).any()
+    assert without.diverged(without.results["loss"] - 1e-6, without.results["loss"]).all()
 
 
 def test_losses_are_kept_from_the_first_step_to_the_last_and_not_too_many(trainer):
@@ -232,6 +233,13 @@ def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli, capsys):
     assert len(runs) == 12
     written = EventAccumulator(str(folder / "lr=1 init_std=0.01 seed=1")).Reload()
     assert written.Scalars("val_loss")[0].value == pytest.approx(float(rows[5]["val_loss"]))
+
+
+def test_a_sweep_of_mini_batches_calls_no_network_diverged_that_learns(cli, capsys):
+    slowly = ("--lr", "0.0001", "--seeds", "16", "--batch-size", "400", "--epochs", "1")
+    _, table, output = swept(capsys, *slowly)
+    assert "16 networks, 0 of them diverged" in output
+    assert not any(row["diverged"] for row in table)
 
 
 @pytest.mark.slow
