@@ -3,8 +3,8 @@
 python scripts/pretrained.py            write them into the package (some minutes)
 python scripts/pretrained.py --check    compare the shipped networks with newly trained ones
 
-The single layer ends at the same bits on any machine by `--trainer.deterministic true`. The one with hidden layers
-does so because nothing is left to the processor: one thread, and the plainest instructions in torch and in MKL.
+The single layer ends at the same bits on any machine. The one with hidden layers does so because nothing is left to the
+processor: one thread, and the plainest instructions in torch and in MKL.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lit_threeseven.networks import load
 from lit_threeseven.weights import PRETRAINED, read
 
 RECIPES = {
-    "LitThreeSeven": ["--trainer.deterministic=true"],
+    "LitThreeSeven": [],
     "LitThreeSevenMLP": [f"--config={Path(__file__).parent / 'configs' / 'deep.yaml'}"],
 }
 # nothing is left to the processor

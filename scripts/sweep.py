@@ -8,6 +8,7 @@ TensorBoard shows: the figure, and in HPARAMS all networks side by side.
 """
 
 import argparse
+import copy
 import csv
 import itertools
 import sys
@@ -77,12 +78,14 @@ def sweep(options: argparse.Namespace) -> tuple[Path, list[dict[str, Any]]]:
         num_sanity_val_steps=0,
         check_val_every_n_epoch=options.epochs,
     )
+    start = copy.deepcopy(many)
     trainer.fit(many, data)
     measured = {"val": many.results} if options.val_fraction else {}
     train = data.train_dataloader()
-    trainer.validate(many, train, verbose=False)
+    for networks in (start, many):
+        trainer.validate(networks, train, verbose=False)
     measured["train"] = many.results
-    diverged = many.diverged(measured["train"]["loss"])
+    diverged = many.diverged(start.results["loss"], many.results["loss"])
     table = [
         {"lr": lr, "init_std": init_std, "seed": seed}
         | {f"{part}_{name}": float(value[k]) for part, found in measured.items() for name, value in found.items()}

@@ -14,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 from build_bundle import idx_bytes
+from processes import RECIPES, Job
 from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
@@ -102,6 +103,20 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return code or 0, captured.out, captured.err
 
     run.folder = folder
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of each recipe's uninterrupted run, made when it is first asked for."""
+    folders = {}
+
+    def run(recipe: str) -> Path:
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp("uninterrupted")
+            Job(folders[recipe], *RECIPES[recipe]).run()
+        return folders[recipe]
+
     return run
 
 

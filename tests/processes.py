@@ -1,4 +1,7 @@
-"""The command line in separate processes that start quickly, form a world of any size, and may be killed."""
+"""The command line in separate processes that start quickly, form a world of any size, and may be killed.
+
+Also the recipes that are interrupted, and what their runs end with.
+"""
 
 import multiprocessing
 import os
@@ -18,6 +21,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lit_threeseven.run.cli", "processes"])
 TIME_LIMIT = 240
+
+TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
+RUN = ("fit", "--run", "r")  # the same command begins it and resumes it
+RECIPES = {
+    "one batch": (*RUN, "--trainer.max_epochs", "300", "--trainer.log_every_n_steps", "3"),
+    "shuffled batches": (*RUN, "--trainer.max_epochs", "30", "--data.batch_size", "901"),
+    "momentum, no hold-out": (
+        *(*RUN, "--trainer.max_epochs", "300", "--data.val_fraction", "0"),
+        *("--optimizer", "SGD", "--optimizer.lr", "0.5", "--optimizer.momentum", "0.9"),
+    ),
+}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
 
 
 @contextmanager
@@ -143,3 +158,32 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The last weights of the only run in a folder."""
     (last,) = folder.glob("logs/*/checkpoints/last.ckpt")
     return torch.load(last, weights_only=True)["state_dict"]
+
+
+def last(folder: Path, run: str = "r") -> Path:
+    return folder / "logs" / run / "checkpoints" / "last.ckpt"
+
+
+def state(folder: Path) -> dict[str, object]:
+    """What a run ends with: weights, optimizer, progress."""
+    checkpoint = torch.load(last(folder), weights_only=True)
+    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states", "epoch", "global_step")}
+
+
+def assert_bit_identical(folder: Path, other: Path) -> None:
+    found, expected = state(folder), state(other)
+    torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=0)
+    for name in ("epoch", "global_step"):
+        assert found[name] == expected[name]
+    assert repr(found["optimizer_states"]) == repr(expected["optimizer_states"])
+    assert curves(folder / "logs/r") == curves(other / "logs/r")
+    for best in other.glob("logs/r/checkpoints/best.ckpt"):
+        assert torch.equal(
+            torch.load(best, weights_only=True)["state_dict"]["W"],
+            torch.load(folder / best.relative_to(other), weights_only=True)["state_dict"]["W"],
+        )
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,7 +1,4 @@
-"""Several CPU processes over gloo: every row once, and the same bits with `--trainer.deterministic true`.
-
-Without it the same weights and metrics, but for rounding.
-"""
+"""Several CPU processes over gloo: every row once, and the same bits as on one."""
 
 import csv
 import hashlib
@@ -22,13 +19,12 @@ import pytest
 import torch
 import verify_devices
 from build_bundle import idx_bytes
-from processes import Job, curves, free_port, weights
+from processes import Job, curves, free_port
 
 from lit_threeseven import dataset
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-EXACT = ("--trainer.deterministic", "true")
 RECIPES = {
     "one batch": ("--data.batch_size", "null", "--trainer.max_epochs", "60"),
     "batches that don't divide": ("--data.batch_size", "1001", "--trainer.max_epochs", "5"),
@@ -44,17 +40,6 @@ def predictions(folder: Path) -> list[list[float]]:
     (path,) = folder.glob("logs/*/checkpoints/last.predictions.csv")
     with path.open() as file:
         return [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
-
-
-def assert_same(one: Path, many: Path) -> None:
-    """Same weights within 1e-5 of the largest, same logged values within 1e-6."""
-    for name, weight in weights(one).items():
-        assert (weights(many)[name] - weight).abs().max() <= 1e-5 * weight.abs().max()
-    expected, found = curves(one / "logs/version_0"), curves(many / "logs/version_0")
-    assert found.keys() == expected.keys()
-    for tag in expected:
-        assert [step for step, _ in found[tag]] == [step for step, _ in expected[tag]]
-        assert [value for _, value in found[tag]] == pytest.approx([value for _, value in expected[tag]], abs=1e-6)
 
 
 def results(folder: Path, run: str = "version_0") -> dict[str, object]:
@@ -79,12 +64,12 @@ def on_one_device(tmp_path_factory):
     """The folder of each recipe's run on one device, made when it is first asked for."""
     folders = {}
 
-    def run(recipe: str, *options: str) -> Path:
-        if (recipe, options) not in folders:
-            folder = folders[recipe, options] = tmp_path_factory.mktemp("one")
-            Job(folder, *RECIPES[recipe], *OFTEN, *options).run()
-            Job(folder, "predict", *RECIPES[recipe][:2], "--ckpt_path", "last", *options).run()
-        return folders[recipe, options]
+    def run(recipe: str) -> Path:
+        if recipe not in folders:
+            folder = folders[recipe] = tmp_path_factory.mktemp("one")
+            Job(folder, *RECIPES[recipe], *OFTEN).run()
+            Job(folder, "predict", *RECIPES[recipe][:2], "--ckpt_path", "last").run()
+        return folders[recipe]
 
     return run
 
@@ -94,45 +79,24 @@ def on_one_device(tmp_path_factory):
     [
         ("one batch", 2),
         ("batches that don't divide", 3),
-        ("Adam, accumulated and clipped", 3),
-        pytest.param("batches that don't divide", 4, marks=pytest.mark.slow),
-        pytest.param("one batch", 7, marks=pytest.mark.slow),
+        pytest.param("Adam, accumulated and clipped", 3, marks=pytest.mark.slow),
         pytest.param("batches that don't divide", 5, marks=pytest.mark.slow),
-        pytest.param("Adam, accumulated and clipped", 7, marks=pytest.mark.slow),
+        pytest.param("one batch", 7, marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_processes_gives_the_same_bits(on_one_device, tmp_path, recipe, processes):
-    job = Job(tmp_path, *RECIPES[recipe], *OFTEN, *EXACT, processes=processes).run()
-    one = on_one_device(recipe, *EXACT)
-    assert results(tmp_path) == results(one)
-    assert {"best.ckpt", "last.ckpt"} < results(one).keys()
-    assert f"Digest          {digest(tmp_path)}\n" in job.outputs[0]
-    Job(tmp_path, "predict", *RECIPES[recipe][:2], "--ckpt_path", "last", *EXACT, processes=processes).run()
-    assert predictions(tmp_path) == predictions(one)
-    assert len(predictions(one)) == 2038
-
-
-@pytest.mark.parametrize(
-    ("recipe", "processes"),
-    [
-        ("batches that don't divide", 3),
-        pytest.param("one batch", 2, marks=pytest.mark.slow),
-    ],
-)
-def test_several_processes_end_where_one_does_but_for_rounding(on_one_device, tmp_path, recipe, processes):
     job = Job(tmp_path, *RECIPES[recipe], *OFTEN, processes=processes).run()
     one = on_one_device(recipe)
-    assert_same(one, tmp_path)
+    assert results(tmp_path) == results(one)
+    assert {"best.ckpt", "last.ckpt"} < results(one).keys()
     assert "11,157 to train, 1,239 to validate, 2,038 to test" in job.outputs[0]
+    assert f"Digest          {digest(tmp_path)}\n" in job.outputs[0]
     assert job.outputs[1:] == [""] * (processes - 1)
     assert len(list(tmp_path.glob("logs/*"))) == 1
     assert len(list(tmp_path.glob("logs/*/events*"))) == len(list(one.glob("logs/*/events*")))
-
     Job(tmp_path, "predict", *RECIPES[recipe][:2], "--ckpt_path", "last", processes=processes).run()
-    expected, found = predictions(one), predictions(tmp_path)
-    assert [row[:3] for row in found] == [row[:3] for row in expected]
-    assert len(found) == 2038
-    assert [row[3] for row in found] == pytest.approx([row[3] for row in expected], abs=1e-6)
+    assert predictions(tmp_path) == predictions(one)
+    assert len(predictions(one)) == 2038
 
 
 def test_three_processes_train_on_two_rows(tmp_path):
@@ -143,7 +107,7 @@ def test_three_processes_train_on_two_rows(tmp_path):
         images = torch.randint(0, 256, (2, 28, 28), generator=torch.Generator().manual_seed(0)).byte()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(torch.tensor([3, 7]).byte()))
-    options = ("--data.source", "torchvision", "--data.data_dir", str(root), "--data.val_fraction", "0", *EXACT)
+    options = ("--data.source", "torchvision", "--data.data_dir", str(root), "--data.val_fraction", "0")
     training = (*options, "--trainer.max_epochs", "50", "--trainer.log_every_n_steps", "1")
     Job(tmp_path / "one", *training).run()
     job = Job(tmp_path / "three", *training, processes=3).run()
@@ -156,18 +120,9 @@ def test_three_processes_train_on_two_rows(tmp_path):
     assert predictions(tmp_path / "three") == predictions(tmp_path / "one")
 
 
-def test_two_nodes_of_two_processes_give_the_same_bits(on_one_device, tmp_path):
-    world = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r % 2), "GROUP_RANK": str(r // 2)} for r in range(4)]
-    environments = [world | rank for rank in ranks]
-    Job(tmp_path, *RECIPES["one batch"], *OFTEN, *EXACT, environments=environments).run()
-    assert results(tmp_path) == results(on_one_device("one batch", *EXACT))
-
-
 def train_in_a_new_process(folder: Path, *options: str, **environment: str) -> str:
     """What the main job prints in an interpreter with an environment of its own."""
-    command = [sys.executable, str(SCRIPTS / "train.py"), "--trainer.accelerator", "cpu", *EXACT, *options]
+    command = [sys.executable, str(SCRIPTS / "train.py"), "--trainer.accelerator", "cpu", *options]
     folder.mkdir()
     result = subprocess.run(
         command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=200, check=False
@@ -177,23 +132,22 @@ def train_in_a_new_process(folder: Path, *options: str, **environment: str) -> s
 
 
 @pytest.mark.slow
-def test_any_vector_width_and_number_of_threads_give_the_same_bits(on_one_device, tmp_path):
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    widths = ["default", *(width for width, flag in (("avx2", "avx2"), ("avx512", "avx512vl")) if flag in flags)]
-    for recipe in ("one batch", "Adam, accumulated and clipped"):
-        for i, width in enumerate(widths):
-            environment = {"ATEN_CPU_CAPABILITY": width, "OMP_NUM_THREADS": str(1 + i)}
-            if width == "default":
-                environment["MKL_ENABLE_INSTRUCTIONS"] = "SSE4_2"
-            folder, pixels = tmp_path / f"{recipe} {width}", ("--data.pixels", "auto" if i else "dense")
-            train_in_a_new_process(folder, *RECIPES[recipe], *OFTEN, *pixels, **environment)
-            assert results(folder) == results(on_one_device(recipe, *EXACT)), environment
+@pytest.mark.parametrize("recipe", ["one batch", "batches that don't divide"])
+@pytest.mark.parametrize(("torch_s", "onednn_s", "threads"), [("default", "SSE41", 2), ("avx2", "AVX2", 1)])
+def test_any_vector_width_and_number_of_threads_give_the_same_bits(
+    on_one_device, tmp_path, recipe, torch_s, onednn_s, threads
+):
+    widths = {"ATEN_CPU_CAPABILITY": torch_s, "ONEDNN_MAX_CPU_ISA": onednn_s}
+    if torch_s == "default":
+        widths["MKL_ENABLE_INSTRUCTIONS"] = "SSE4_2"
+    folder = tmp_path / "run"
+    train_in_a_new_process(folder, *RECIPES[recipe], *OFTEN, **widths, OMP_NUM_THREADS=str(threads))
+    assert results(folder) == results(on_one_device(recipe))
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_on_changing_numbers_of_processes_gives_the_same_bits(tmp_path):
-    recipe = ("fit", "--run", "r", "--data.batch_size", "1001", "--trainer.max_epochs", "60", *OFTEN, *EXACT)
+def test_a_run_killed_eight_times_on_changing_numbers_of_processes_gives_the_same_bits(tmp_path):
+    recipe = ("fit", "--run", "r", "--data.batch_size", "1001", "--trainer.max_epochs", "40", *OFTEN)
     recipe = (*recipe, "--optimizer", "Adam", "--optimizer.lr", "0.001")
     one, folder = tmp_path / "one", tmp_path / "killed"
     Job(one, *recipe).run()
@@ -201,7 +155,7 @@ def test_a_run_killed_twenty_times_on_changing_numbers_of_processes_gives_the_sa
     Job(tmp_path / "timed", *recipe, processes=2).run()
     duration = time.monotonic() - start
     chosen, killed = random.Random(0), 0
-    while killed < 20:
+    while killed < 8:
         processes = chosen.randint(1, 4)
         job = Job(folder, *recipe, processes=processes)
         time.sleep(chosen.uniform(0, duration))
@@ -229,7 +183,7 @@ def test_your_own_trainer_gives_the_same_bits_on_three_devices(tmp_path):
         model, data, devices = LitThreeSeven(), ThreeSevenDataModule(batch_size=1001), int(sys.argv[1])
         options = {"strategy": "ddp"} if devices > 1 else {}
         trainer = L.Trainer(
-            accelerator="cpu", devices=devices, max_epochs=3, logger=False, deterministic=True, **options
+            accelerator="cpu", devices=devices, max_epochs=3, logger=False, **options
         )
         trainer.fit(model, data)
         metrics = trainer.validate(model, data)[0] | trainer.test(model, data)[0]
@@ -258,7 +212,7 @@ def torchrun(*options: str) -> list[str]:
 @pytest.mark.slow
 def test_two_torchrun_nodes_end_where_one_process_does(on_one_device, tmp_path):
     port = str(free_port())
-    recipe = [*RECIPES["one batch"], *OFTEN, *EXACT, "--trainer.accelerator", "cpu"]
+    recipe = [*RECIPES["one batch"], *OFTEN, "--trainer.accelerator", "cpu"]
     nodes = []
     for rank in range(2):
         options = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
@@ -276,7 +230,7 @@ def test_two_torchrun_nodes_end_where_one_process_does(on_one_device, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert "Test accuracy" in output
     assert other_output == ""
-    assert results(tmp_path) == results(on_one_device("one batch", *EXACT))
+    assert results(tmp_path) == results(on_one_device("one batch"))
     assert len(list(tmp_path.glob("logs/*"))) == 1
 
 
@@ -286,18 +240,17 @@ def test_slurm_s_processes_end_where_one_does(on_one_device, tmp_path):
     world |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_PORT": str(free_port())}
     world |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
     environments = [world | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-    job = Job(tmp_path, *RECIPES["one batch"], *OFTEN, *EXACT, environments=environments).run()
+    job = Job(tmp_path, *RECIPES["one batch"], *OFTEN, environments=environments).run()
     assert "Test accuracy" in job.outputs[0]
     assert job.outputs[1] == ""
-    assert_same(on_one_device("one batch"), tmp_path)
+    assert results(tmp_path) == results(on_one_device("one batch"))
 
 
 FAULTS = """
 import sys
 import torch
-from lit_threeseven import LitThreeSeven, exact
+from lit_threeseven import LitThreeSeven
 from lit_threeseven.batches import Batch
-from lit_threeseven.pixels import WholePixels
 from lit_threeseven.run.cli import main
 
 fault, at, step = sys.argv[1], int(sys.argv[2]), LitThreeSeven.training_step
@@ -305,17 +258,19 @@ all_reduce = torch.distributed.all_reduce
 _, *args = sys.argv[3:]
 
 
+def lose(sums, *args, **kwargs):  # this process's part of a gradient
+    return all_reduce(sums.mul_(0) if sums.numel() >= 784 else sums, *args, **kwargs)
+
+
 def training_step(model, batch, batch_idx):
     if fault == "bit" and model.global_step == at:  # the lowest one of a weight
         model.W.data.view(torch.int32)[406] ^= 1
     if fault == "row" and model.global_step == at:
-        x, y = (torch.cat([rows, rows[:1]]) for rows in (batch.x.bytes.view(-1, 28, 28), batch.y))
-        batch = Batch(WholePixels(x), y, batch.global_rows, batch.world_size)
-    if fault == "gradient" and model.global_step == at and model.global_rank == 1:
-        exact.distributed.all_reduce = lambda sums: all_reduce(sums.mul_(torch.arange(len(sums)) >= 785))
-    loss = step(model, batch, batch_idx)
-    exact.distributed.all_reduce = all_reduce
-    return loss
+        x, y = (torch.cat([rows, rows[:1]]) for rows in (batch.x, batch.y))
+        batch = Batch(x, y, batch.global_rows, batch.world_size)
+    lost = fault == "gradient" and model.global_step == at and model.global_rank == 1
+    torch.distributed.all_reduce = lose if lost else all_reduce
+    return step(model, batch, batch_idx)
 
 
 LitThreeSeven.training_step = training_step
@@ -325,7 +280,8 @@ main(args)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "at", "found", "processes"), [("bit", 30, 30, 1), ("row", 40, 40, 1), ("gradient", 20, 21, 2)]
+    ("fault", "at", "found", "processes"),
+    [("bit", 30, "30", 1), ("row", 40, "40", 1), ("gradient", 20, "2[01]", 2)],  # the same sum may hold the loss
 )
 def test_verifying_devices_names_the_first_step_with_a_fault(tmp_path, fault, at, found, processes):
     (tmp_path / "faults.py").write_text(FAULTS)

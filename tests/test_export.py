@@ -232,8 +232,6 @@ def shown(page) -> float:
     ("name", "pointer", "window", "scheme"),
     [
         ("desktop", "mouse", (1280, 900), "light"),
-        ("desktop-dark", "mouse", (1280, 900), "dark"),
-        ("phone", "touch", (360, 740), "light"),
         ("phone-dark", "touch", (360, 740), "dark"),
     ],
 )

@@ -18,7 +18,8 @@ class LitThreeSevenMLP(LitThreeSeven):
 
     Args:
         hidden_sizes: Number of units in each hidden layer, from the first to the last.
-        lr: Learning rate of plain gradient descent, above 0.
+        lr: Learning rate of plain gradient descent, above 0. At 1, the first steps on full batches push the output of
+            a network as wide as the default one to where its sigmoid is flat, and it stays there.
         gain: Standard deviation of a layer's starting weights, times the square root of its number of inputs, above 0.
             A sigmoid's slope is at most 1/4; at about 4 neither the differences between images nor the gradients
             shrink from layer to layer, however many there are (after Glorot and Bengio 2010).
@@ -36,7 +37,7 @@ class LitThreeSevenMLP(LitThreeSeven):
     def __init__(
         self,
         hidden_sizes: list[int] | tuple[int, ...] = (500, 150),
-        lr: float = 1.0,
+        lr: float = 0.1,
         gain: float = 4.0,
         digits: tuple[int, int] = (3, 7),
     ) -> None:

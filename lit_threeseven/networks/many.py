@@ -120,10 +120,10 @@ class LitThreeSevenMany(WeightsFromFile):
             model.b.copy_(self.b[k : k + 1])
         return model
 
-    def diverged(self, loss: Tensor) -> Tensor:
-        """Which networks are no longer finite, or have a higher training loss, ``(K,)``, than they began with."""
+    def diverged(self, before: Tensor, after: Tensor) -> Tensor:
+        """Which networks are no longer finite, or have a higher loss after training than before; all are ``(K,)``."""
         finite = self.W.detach().isfinite().all(0).cpu() & self.b.detach().isfinite().cpu()
-        return ~(finite & (loss <= self.curve[0][1]))
+        return ~(finite & (after <= before))
 
 
 def check_memory(networks: int, rows: int) -> None:

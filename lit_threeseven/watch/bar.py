@@ -19,15 +19,38 @@ class FitProgressBar(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_enabled = True
         self._bar = tqdm(disable=True)
+
+    @property
+    def is_disabled(self) -> bool:
+        """The opposite of `is_enabled`."""
+        return not self.is_enabled
+
+    @override
+    def enable(self) -> None:
+        """Draw the bar, in a fit from its next step on."""
+        self.is_enabled = True
 
     @override
     def disable(self) -> None:
-        """Nothing to do: only the first process draws."""
+        """Remove the bar, and draw none until `enable` is called."""
+        self.is_enabled = False
+        self._bar.leave = False
+        self._bar.close()
+
+    @override
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print as Python does, above the bar."""
+        with self._bar.external_write_mode(kwargs.get("file")):
+            print(*args, **kwargs)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not sys.stderr.isatty():
+        self._open(trainer)
+
+    def _open(self, trainer: L.Trainer) -> None:
+        if self.is_disabled or not trainer.is_global_zero or not sys.stderr.isatty():
             return
         total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
         columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty
@@ -45,7 +68,9 @@ class FitProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar.update(trainer.global_step - self._bar.n):  # it is time to redraw
+        if self._bar.disable:  # unless it has been enabled since
+            self._open(trainer)
+        elif self._bar.update(trainer.global_step - self._bar.n):  # it is time to redraw
             self._bar.set_description_str(_text(trainer, trainer.current_epoch + 1))
 
     @override

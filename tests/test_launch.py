@@ -1,0 +1,76 @@
+"""The processes of a run: how they meet, how long they wait, and what they say if they don't."""
+
+import re
+import signal
+import socket
+
+import pytest
+from processes import Job, free_port
+
+
+def node(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The environment variables of a node's only process, as Lightning expects them."""
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+    }
+
+
+@pytest.mark.slow
+def test_nodes_that_disagree_about_the_number_of_nodes_end_with_a_sentence(tmp_path):
+    port = free_port()
+    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)], patience=8)
+    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)], patience=8)
+    for job in (first, second):
+        assert job.wait() == [1]
+        assert "start all nodes with the same number of nodes and devices" in job.outputs[0].splitlines()[-1]
+        assert "Traceback" not in job.outputs[0]
+
+
+def test_more_processes_than_torchrun_has_started_are_refused(tmp_path):
+    job = Job(tmp_path, "fit", "--trainer.devices", "3", processes=2)
+    assert job.wait() == [1, 1]
+    assert re.search(r"`devices=3`.* does not match the world size .2.", job.outputs[0])
+    assert job.outputs[1] == job.outputs[0]  # printed a little later, unless the process is ended first
+
+
+def test_a_stale_local_rank_does_not_hide_the_sentence(tmp_path):
+    job = Job(tmp_path, "fit", "--model.lr", "0", environments=[{"LOCAL_RANK": "1"}])
+    assert job.wait() == [1]
+    assert "lr must be a finite float32 above 0" in job.outputs[0]
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_node_that_waits_for_another_says_where_and_how_long(tmp_path, rank):
+    port = free_port()
+    job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[node(rank, 2, port)], patience=77)
+    job.wait_until(lambda: job.outputs[0] != "")
+    job.kill(signal.SIGKILL)
+    job.wait()
+    expected = f"lit-threeseven: Waiting at 127.0.0.1:{port} for the other processes of this run, 77 s at most.\n"
+    assert job.outputs == [expected]
+
+
+def test_a_process_of_torchrun_that_waits_for_another_says_so(tmp_path):
+    world = node(0, 2, free_port()) | {"RANK": "0", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    job = Job(tmp_path, "fit", environments=[world])
+    job.wait_until(lambda: job.outputs[0] != "")
+    job.kill(signal.SIGKILL)
+    job.wait()
+    assert "for the other processes of this run" in job.outputs[0]
+
+
+def test_a_port_in_use_ends_with_a_sentence(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        environment = node(0, 2, port)
+        job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[environment])
+        assert job.wait() == [1]
+    assert "a free MASTER_PORT" in job.outputs[0]
+    assert re.search("in use", job.outputs[0])
+    assert len(job.outputs[0].strip().splitlines()) == 1
