@@ -101,7 +101,7 @@ class LitThreeSeven(WeightsFromFile):
             loss = mean_squared_error(probability, y, divisor)
         every = self.trainer.log_every_n_steps
         if self._monitored or (every and (self.global_step + 1) % every == 0):
-            self._check_finite()
+            self.check_finite()
             if not whole:
                 accuracy = ((probability >= THRESHOLD) == y.bool()).sum() / divisor
             self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, sync_dist=not whole)
@@ -198,37 +198,6 @@ class LitThreeSeven(WeightsFromFile):
         self._monitored = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
         if torch.are_deterministic_algorithms_enabled():
             exact.prepare(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save non-finite weights, and note the network's and the optimizer's name."""
-        self._check_finite()
-        checkpoint["network"] = type(self).__name__
-        checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in self.trainer.optimizers)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's weights; resume after the last batch trained, unlike Lightning with `max_steps`."""
-        self.check_weights(checkpoint)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {})
-        epochs, batches = loops.get("epoch_progress"), loops.get("epoch_loop.batch_progress")
-        if epochs and batches and epochs["current"]["processed"] == epochs["current"]["ready"]:
-            for counts in (epochs["current"], epochs["total"]):
-                counts["processed"] -= not batches["is_last_batch"]  # the limit was reached within the epoch
-                counts["completed"] = counts["processed"]
-            if batches["is_last_batch"]:
-                batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
-
-    def on_train_end(self) -> None:
-        """Refuse to end training with non-finite weights."""
-        self._check_finite()
-
-    def _check_finite(self) -> None:
-        # A non-finite loss leaves non-finite weights behind; unlike the loss, these are the same on every process.
-        if not all(parameter.isfinite().all() for parameter in self.parameters()):
-            lr = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-            raise FloatingPointError(
-                f"The loss became non-finite within {self.global_step} steps at learning rate {lr[0] if lr else '?'}; "
-                "choose a smaller one, or smaller starting weights."
-            )
 
 
 def _metrics() -> nn.ModuleDict:

@@ -53,7 +53,7 @@ class Prepared:
         # Not `to(DEVICE)`: torch 2.9 would really copy. This reaches the metrics' tensors, too.
         self.model._apply(lambda tensor: self.mode.from_tensor(tensor).to(DEVICE))
         self.model.log_dict = lambda values, **options: self.logged.update(values)
-        self.model._check_finite = lambda: None  # it asks for numbers
+        self.model.check_finite = lambda: None  # it asks for numbers
 
     def __enter__(self) -> "Prepared":
         self.mode.__enter__()
