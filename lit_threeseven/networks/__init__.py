@@ -9,22 +9,25 @@ from lit_threeseven.weights import read
 
 __all__ = ["NETWORKS", "LitThreeSevenMLP", "LitThreeSevenMany", "load"]
 
-NETWORKS = {network.__name__: network for network in (LitThreeSeven, LitThreeSevenMLP)}
+NETWORKS = (LitThreeSeven, LitThreeSevenMLP)
 
 
-def load(path: str | Path) -> LitThreeSeven:
+def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:
     """The network of a checkpoint, whichever it holds, in evaluation mode; never runs code that it may hold.
+
+    Args:
+        path: The checkpoint's file.
+        *others: Classes of networks that it may hold besides `NETWORKS`.
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it is no checkpoint of one of `NETWORKS`, holds objects that could run code, or numbers that are
-            not finite.
+        ValueError: If it is no checkpoint of one of these classes, holds objects that could run code, or numbers that
+            are not finite.
     """
-    name = str(read(path).get("network", "LitThreeSeven"))
-    if name not in NETWORKS:
-        raise ValueError(f"{path} holds {name}; only these networks can be loaded: {', '.join(NETWORKS)}.")
+    checkpoint = read(path)
+    network = next((network for network in (*others, *NETWORKS) if network.saved(checkpoint)), LitThreeSeven)
     try:
-        model = NETWORKS[name].load_from_checkpoint(path).eval()
+        model = network.load_from_checkpoint(path).eval()
     except Exception as error:  # the arguments in a damaged file may be anything
         raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):

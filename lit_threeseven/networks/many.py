@@ -45,6 +45,7 @@ class LitThreeSevenMany(WeightsFromFile):
                 f"Give at least one network, and none twice; got {len(models)}, {len(set(models))} different."
             )
         check_memory(len(models), rows)
+        self.save_hyperparameters(ignore="rows", logger=False)
         self.models, self.digits, self.lr = models, check_digits(digits), 1.0
         columns = []
         for lr, init_std, seed in models:
@@ -110,6 +111,9 @@ class LitThreeSevenMany(WeightsFromFile):
         self.results = {"loss": loss, "accuracy": 1 - error}
         self.loss.reset()
         self.error.reset()
+
+    def check_finite(self) -> None:
+        """Let a network diverge: the others don't notice, and `diverged` tells which."""
 
     def single(self, k: int) -> LitThreeSeven:
         """Network k as a `LitThreeSeven` of its own, on the CPU."""
