@@ -58,8 +58,8 @@ class Batch:
         """The batch on a device; itself if it is there already."""
         if self.y.device == torch.device(device):
             return self
-        tensors = (tensor.to(device, **options) for tensor in (self.x, self.y, self.rows))
-        return Batch(*tensors, self.global_rows, self.world_size)
+        x, y, rows = (tensor.to(device, **options) for tensor in (self.x, self.y, self.rows))
+        return Batch(x, y, rows, self.global_rows, self.world_size)
 
 
 def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
@@ -98,18 +98,18 @@ class Order(DistributedSampler, SequentialSampler):
 
     def __init__(self, dataset: TensorDataset, batch_size: int | None, shuffle: bool, seed: int) -> None:
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
-        self.batch_size = min(batch_size or len(dataset), len(dataset))
+        self.rows, self.batch_size = len(dataset), min(batch_size or len(dataset), len(dataset))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        rows = torch.arange(len(self.dataset))
+    def __iter__(self) -> Iterator[Any]:
+        rows = torch.arange(self.rows)
         if self.shuffle and len(self) > 1:
             # torch's own generator keeps 32 bits of its seed, too few for two numbers
-            rows = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(len(rows)))
+            rows = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))
         self.epoch += 1
         return iter(rows.split(self.batch_size))
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-self.rows // self.batch_size)
 
 
 class Batches(DataLoader[Batch]):
@@ -127,6 +127,7 @@ class Batches(DataLoader[Batch]):
         **options: Those of a `DataLoader`, which Lightning gives when it makes a copy.
     """
 
+    dataset: TensorDataset  # type: ignore[assignment]  # of rows; the loader makes batches of them
     sampler: Order
 
     def __init__(
@@ -143,13 +144,14 @@ class Batches(DataLoader[Batch]):
         **options: Any,
     ) -> None:
         sampler = sampler or Order(dataset, batch_size, shuffle, seed)
-        super().__init__(dataset, **options | {"batch_size": None, "sampler": sampler})
+        rows: Any = dataset
+        super().__init__(rows, **options | {"batch_size": None, "sampler": sampler})
         self.change, self.as_bytes, self.share = change, as_bytes, share
         self.state = {"epoch": 0, "seen": 0}
         self._resumed: dict[str, int] = {}
         self._full: Batch | None = None  # a full batch that doesn't change is made once
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # no worker processes
         epoch, start = self.sampler.epoch, 0
         if self._resumed.get("epoch") == epoch:
             start = self._resumed["seen"]

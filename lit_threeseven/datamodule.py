@@ -21,9 +21,9 @@ class ThreeSevenDataModule(DataFromFile):
 
     After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,
     ``(N, 1)`` float32, 0 or 1. `val` is taken from MNIST's training set; MNIST's test set is used for testing and
-    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels, float32 in [0, 1], and
-    ``(n, 1)`` labels. A module that `takes_bytes` gets the pixels as uint8. The loaders also work without a Trainer, and
-    then need no call of `setup`.
+    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels, float32 in [0, 1],
+    and ``(n, 1)`` labels. A module that `takes_bytes` gets the pixels as uint8. The loaders also work without a
+    Trainer, and then need no call of `setup`.
 
     Args:
         source: Where the images come from. "bundled": the real threes and sevens shipped with this package.
@@ -154,8 +154,9 @@ class ThreeSevenDataModule(DataFromFile):
 def takes_bytes(module: Any) -> bool:
     """Whether a module's pixels stay bytes.
 
-    A class whose body says ``takes_bytes = True`` takes them in the methods that it defines. Its subclasses do too, but
-    for one that defines one of these methods itself and does not say so. A loss for bytes is divided by `Batch.divisor`.
+    A class whose body says ``takes_bytes = True`` takes them in the methods that it defines: it multiplies them by
+    `linear`, and divides its loss by `Batch.divisor`. A subclass that defines one of these methods itself, and does not
+    say so, gets floats.
     """
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
     classes = type(module).__mro__

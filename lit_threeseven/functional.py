@@ -132,7 +132,7 @@ class _Sigmoid(torch.autograd.Function):
 
 
 def _exponential(x: Tensor) -> Tensor:
-    """``exp(x)`` of float32 numbers from -87.7 to 87.7: a power of two times a polynomial (after Cephes, S. Moshier)."""
+    """``exp(x)`` of float32 numbers from -87.7 to 87.7: a power of two times a polynomial (of S. Moshier's Cephes)."""
     power = (x * 1.44269504).round_()  # log2(e)
     x = (x - power * 0.693359375).sub_(power * -2.12194440e-4)  # ln 2 in two parts; the first product is exact
     y = torch.full_like(x, 1.9875691500e-4)

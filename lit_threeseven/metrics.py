@@ -23,6 +23,7 @@ class MeanOfRows(Metric):
     """One of the first two `sums`, divided by the third."""
 
     full_state_update = False
+    sums: Tensor
 
     def __init__(self, which: int) -> None:
         super().__init__()

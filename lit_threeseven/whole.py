@@ -2,7 +2,7 @@
 
 A floating-point sum depends on its order, and so on devices, threads and vector widths, because each addition rounds.
 A pixel is a byte, a byte times a whole number is a whole number, and a sum of whole numbers has no order. So weights
-and slopes are rounded to whole numbers of a fine grid before they are multiplied, and a sum is rounded once, at its end.
+and slopes are rounded to whole numbers of a fine grid before they are multiplied, and a sum is rounded once, at the end.
 Everything else acts on single numbers, by operations that IEEE 754 defines to the last bit.
 
 A whole number is written in digits of 7 bits, and four digits are a word. A sum of 2^10 products of a byte and a digit
@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import cache
-from itertools import repeat
 from timeit import timeit
 from typing import Any
 
@@ -29,9 +28,9 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def digits(x: Tensor, words: int) -> Tensor:
-    """Numbers, ``(N, 1)`` float32 below ``2**(28 * words - 1)``, rounded to whole ones, in base 128, lowest digit first.
+    """Numbers, ``(N, 1)`` float32 below ``2**(28 * words - 1)``, rounded to whole ones, in base 128, lowest first.
 
-    The digits, ``(N, 4 * words)`` int8, are -64 to 64: some processors add two products in 16 bits, and 2 · 255 · 64 fits.
+    The digits, ``(N, 4 * words)`` int8, are -64 to 64: some processors add two products in 16 bits; 2 · 255 · 64 fits.
     """
     rounded = (x / (1 << BITS * torch.arange(WORD * words, device=x.device)).float()).round_()
     rounded[:, :-1] -= 128 * rounded[:, 1:]
@@ -45,19 +44,23 @@ def words(digits: Tensor) -> Tensor:
 
 
 def by_integers(x: Tensor, digits: Tensor) -> Tensor:
-    """Bytes, ``(N, D)``, times digits, ``(D, 4 * words)``, as words, ``(N, words)`` int64, by torch's integer product."""
+    """Bytes, ``(N, D)``, times digits, ``(D, 4 * words)``, as words, ``(N, words)`` int64: torch's integer product."""
     parts = zip(x.split(TERMS, 1), digits.split(TERMS), strict=True)
     return torch.stack([words(torch._int_mm(*part)).long() for part in parts]).sum(0)
 
 
 def by_float64(x: Tensor, digits: Tensor) -> Tensor:
     """The same in float64, which every device has but Apple's."""
-    transposed, columns = x.shape[1] > len(x), words(digits)
-    rows = ROWS if x.device.type == "cpu" else TERMS // 8
-    parts = zip(x.split(rows, int(transposed)), columns.split(rows) if transposed else repeat(columns))
-    # a product with one column is much faster
-    sums = [torch.stack([x.double() @ column for column in numbers.unbind(1)], 1).long() for x, numbers in parts]
-    return torch.stack(sums).sum(0) if transposed else torch.cat(sums)
+    rows, numbers = ROWS if x.device.type == "cpu" else TERMS // 8, words(digits)
+    if len(x) > x.shape[1]:
+        return torch.cat([_by_columns(part, numbers) for part in x.split(rows)])
+    parts = zip(x.split(rows, 1), numbers.split(rows), strict=True)
+    return torch.stack([_by_columns(*part) for part in parts]).sum(0)
+
+
+def _by_columns(x: Tensor, numbers: Tensor) -> Tensor:
+    x = x.double()
+    return torch.stack([x @ column for column in numbers.unbind(1)], 1).long()  # much faster than one product
 
 
 class Packed:

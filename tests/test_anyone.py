@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import networks
 import pytest
 import torch
-from networks import BATCH_SIZES, NETWORKS, Stranger, by_hand, cnn, fabric_loop, fit, linear, tensor_loader, trained
+from networks import BATCH_SIZES, NETWORKS, by_hand, cnn, fabric_loop, fit, linear, tensor_loader, trained
 from processes import free_port
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset

@@ -129,7 +129,13 @@ class OwnForwardOfBytes(OwnForward):
 
 @pytest.mark.parametrize(
     ("network", "expected"),
-    [(LitThreeSeven, True), (Inherits, True), (OwnForward, False), (OwnForwardOfBytes, True), (LitThreeSevenMLP, False)],
+    [
+        (LitThreeSeven, True),
+        (Inherits, True),
+        (OwnForward, False),
+        (OwnForwardOfBytes, True),
+        (LitThreeSevenMLP, False),
+    ],
 )
 def test_only_a_class_that_says_so_gets_bytes_in_its_own_methods(network, expected, trainer):
     model, data = network(), ThreeSevenDataModule()

@@ -100,7 +100,9 @@ def test_bytes_that_are_kept_give_the_same_bits_by_any_product_and_are_given_up_
     monkeypatch, data, known
 ):
     expected = results(data)
-    monkeypatch.setattr(whole, "seconds", lambda product: known.get(product, math.inf if product != whole.by_float64 else 1))
+    monkeypatch.setattr(
+        whole, "seconds", lambda product: known.get(product, math.inf if product != whole.by_float64 else 1)
+    )
     x = data[0].clone()
     whole.keep(x)
     assert (id(x) in whole.KEPT) == bool(known)

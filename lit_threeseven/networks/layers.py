@@ -14,7 +14,7 @@ class LitThreeSevenMLP(LitThreeSeven):
     """A multilayer perceptron: ``h1 = sigmoid(x W1 + b1)``, ``h2 = sigmoid(h1 W2 + b2)``, … and so the probability.
 
     The parameters are `W1`, ``(784, hidden_sizes[0])``, `b1`, ``(hidden_sizes[0],)``, and so on; the last have one
-    column. All else is as in `LitThreeSeven`, but for the same bits: those are of the same machine and number of devices.
+    column. All else is as in `LitThreeSeven`, except that the bits are the same on the same machine and devices only.
 
     Args:
         hidden_sizes: Number of units in each hidden layer, from the first to the last.
