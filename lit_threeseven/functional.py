@@ -69,8 +69,8 @@ class _Linear(torch.autograd.Function):
     def forward(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         largest = W.abs().max().double().clamp(min=2.0**-100)
         unit = largest / torch.frexp(largest).mantissa * 2.0**-27
-        sums = whole.times(x, whole.digits((W / unit).float(), 1))
-        return (sums * (unit / 255)).float() + b
+        (sums,) = whole.times(x, whole.digits((W / unit).float(), 1))
+        return (sums.unsqueeze(1) * (unit / 255)).float() + b
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -80,13 +80,12 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
         x, digits = ctx.x, whole.digits(slopes / SLOPE, 2)
-        lost = (~(slopes.abs() < 16)).sum(0)
-        by_W = whole.times(x, digits, transposed=True)
-        by_b = whole.words(digits.sum(0, keepdim=True)).long()
-        *sums, lost = over_processes(torch.cat([by_W.flatten(), by_b.flatten(), lost])).split([2 * len(by_W), 2, 1])
-        W, b = (high.double() * 2.0**28 + low.double() for low, high in (s.view(-1, 2).unbind(1) for s in sums))
-        unit = torch.where(lost > 0, math.nan, SLOPE)
-        return None, (W * unit / 255).float().unsqueeze(1), (b * unit).float()
+        by_b = whole.words(digits.sum(1, keepdim=True, dtype=torch.float64))
+        lost = (~(slopes.abs() < 16)).sum(0, keepdim=True).expand(2, 1)
+        low, high = over_processes(torch.cat([whole.times(x, digits, transposed=True), by_b, lost], 1))
+        sums = high[:-1].double() * 2.0**28 + low[:-1].double()
+        sums = torch.where(low[-1:] > 0, math.nan, sums * SLOPE)
+        return None, (sums[:-1] / 255).float().unsqueeze(1), sums[-1:].float()
 
 
 _of_bytes: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compiler.disable(_Linear.apply)

@@ -2,7 +2,7 @@
 
 A floating-point sum depends on its order, and so on devices, threads and vector widths, because each addition rounds.
 A pixel is a byte, a byte times a whole number is a whole number, and a sum of whole numbers has no order. So weights
-and slopes are rounded to whole numbers of a fine grid before they are multiplied, and a sum is rounded once, at the end.
+and slopes are rounded to whole numbers of a fine grid before they are multiplied, and a sum is rounded once, last.
 Everything else acts on single numbers, by operations that IEEE 754 defines to the last bit.
 
 A whole number is written in digits of 7 bits, and four digits are a word. A sum of 2^10 products of a byte and a digit
@@ -27,65 +27,82 @@ ROWS = 512  # images whose bytes are made float64 at once on a CPU: as many as s
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-def digits(x: Tensor, words: int) -> Tensor:
-    """Numbers, ``(N, 1)`` float32 below ``2**(28 * words - 1)``, rounded to whole ones, in base 128, lowest first.
+@cache
+@torch.inference_mode(False)
+def powers(device: torch.device, digits: int) -> Tensor:
+    """What the digits of a number stand for: 128 to the power of 0, 1, …, float64."""
+    return (1 << BITS * torch.arange(digits, device=device)).double()
 
-    The digits, ``(N, 4 * words)`` int8, are -64 to 64: some processors add two products in 16 bits; 2 · 255 · 64 fits.
+
+def digits(x: Tensor, words: int) -> Tensor:
+    """Round numbers to whole ones, and write them in base 128, the lowest digit first.
+
+    Args:
+        x: ``(N, 1)`` float32, up to ``2**(28 * words - 1)``. Nothing but a fraction is rounded.
+        words: Words of each number.
+
+    Returns:
+        ``(4 * words, N)`` float32, -64 to 64: some processors add two products in 16 bits, and 2 · 255 · 64 fits.
     """
-    rounded = (x / (1 << BITS * torch.arange(WORD * words, device=x.device)).float()).round_()
-    rounded[:, :-1] -= 128 * rounded[:, 1:]
-    return rounded.to(torch.int8)
+    rounded = (x.t() * (1 / powers(x.device, WORD * words)).float().unsqueeze(1)).round_()
+    rounded[:-1] -= 128 * rounded[1:]
+    return rounded
 
 
 def words(digits: Tensor) -> Tensor:
-    """The words of digits, or of sums of digits: ``(N, 4 * words)`` as ``(N, words)`` float64."""
-    powers = (1 << BITS * torch.arange(WORD, device=digits.device)).double()
-    return digits.unflatten(1, (-1, WORD)).double() @ powers
+    """The words of digits, or of sums of digits: ``(4 * words, N)`` as ``(words, N)`` int64."""
+    return (powers(digits.device, WORD) @ digits.unflatten(0, (-1, WORD)).double()).long()
 
 
 def by_integers(x: Tensor, digits: Tensor) -> Tensor:
-    """Bytes, ``(N, D)``, times digits, ``(D, 4 * words)``, as words, ``(N, words)`` int64: torch's integer product."""
-    parts = zip(x.split(TERMS, 1), digits.split(TERMS), strict=True)
-    return torch.stack([words(torch._int_mm(*part)).long() for part in parts]).sum(0)
+    """Bytes, ``(N, D)``, times digits, ``(4 * words, D)``, as words, ``(words, N)``, by torch's integer product."""
+    parts = zip(x.split(TERMS, 1), digits.to(torch.int8).split(TERMS, 1), strict=True)
+    return torch.stack([words(torch._int_mm(part, numbers.t()).t()) for part, numbers in parts]).sum(0)
 
 
 def by_float64(x: Tensor, digits: Tensor) -> Tensor:
     """The same in float64, which every device has but Apple's."""
-    rows, numbers = ROWS if x.device.type == "cpu" else TERMS // 8, words(digits)
+    rows, numbers = ROWS if x.device.type == "cpu" else TERMS // 8, words(digits).double()
     if len(x) > x.shape[1]:
-        return torch.cat([_by_columns(part, numbers) for part in x.split(rows)])
-    parts = zip(x.split(rows, 1), numbers.split(rows), strict=True)
-    return torch.stack([_by_columns(*part) for part in parts]).sum(0)
+        return torch.cat([_by_word(part, numbers) for part in x.split(rows)], 1)
+    parts = zip(x.split(rows, 1), numbers.split(rows, 1), strict=True)
+    return torch.stack([_by_word(*part) for part in parts]).sum(0)
 
 
-def _by_columns(x: Tensor, numbers: Tensor) -> Tensor:
+def _by_word(x: Tensor, numbers: Tensor) -> Tensor:
     x = x.double()
-    return torch.stack([x @ column for column in numbers.unbind(1)], 1).long()  # much faster than one product
+    return torch.stack([x @ word for word in numbers]).long()  # much faster than one product
 
 
 class Packed:
     """Bytes as FBGEMM multiplies them, which is fast without VNNI too: pixels minus 128, packed once in each direction.
 
-    A sum of its is float32, so at most 1,028 products of a byte and a digit are added at once.
+    Its sums are float32, so they are taken in parts, each of pixels that are 2^18 at most in total.
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.rows, self.columns = ([self.pack(part) for part in parts] for parts in ([x], x.t().split(1028, 1)))
+        self.by_rows, self.by_columns = self.pack(x), self.pack(x.t())
 
     @staticmethod
-    def pack(x: Tensor) -> Any:
-        """Bytes, ``(N, D)`` with D up to 1,028, for `multiply`."""
+    def pack(x: Tensor) -> tuple[int, list[Any]]:
+        """Parts of the columns of bytes, ``(N, D)``, and how many columns a part has."""
+        parts = 1
+        while max(part.sum(1).max() for part in x.split(-(-x.shape[1] // parts), 1)) > 2**18:
+            parts += 1
+        size = -(-x.shape[1] // parts)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that quantized tensors will be removed; then `fastest` does without
-            numbers = torch._make_per_tensor_quantized_tensor((x ^ 128).contiguous().view(torch.int8), 1.0, -128)
-            return torch.ops.quantized.linear_prepack(numbers, None)
+            warnings.simplefilter("ignore")  # that quantized tensors will be removed; then `seconds` does without
+            signed = (x ^ 128).view(torch.int8).split(size, 1)
+            numbers = [torch._make_per_tensor_quantized_tensor(part.contiguous(), 1.0, -128) for part in signed]
+            return size, [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
 
     def times(self, digits: Tensor, transposed: bool = False) -> Tensor:
-        """``x @ digits`` or its transpose's, as `by_integers`."""
+        """The bytes, or their transpose, times digits, as `by_integers`."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        parts = zip(digits.split(1028), self.columns, strict=True) if transposed else [(digits, self.rows[0])]
-        sums = torch.stack([multiply(part.t().float(), 1.0, 64, packed) for part, packed in parts])
-        return words(sums.double().sum(0).t()).long()
+        size, parts = self.by_columns if transposed else self.by_rows
+        pairs = zip(digits.split(size, 1), parts, strict=True)
+        sums = torch.stack([multiply(numbers, 1.0, 64, part) for numbers, part in pairs])
+        return words(sums.sum(0, dtype=torch.float64))
 
 
 def by_packing(x: Tensor, digits: Tensor) -> Tensor:
@@ -97,8 +114,7 @@ def by_packing(x: Tensor, digits: Tensor) -> Tensor:
 def seconds(product: Product) -> float:
     """How long a product takes on this CPU; infinitely long if it is not there or not exact."""
     x = torch.arange(256 * 784).view(256, 784).remainder(256).byte() | 192
-    numbers = torch.tensor([64, -64]).repeat(392, 4).to(torch.int8)
-    numbers = torch.cat([numbers, -numbers])
+    numbers = 64.0 - 128 * (torch.arange(784) // 392 + torch.arange(8).unsqueeze(1)).remainder(2)
     try:
         if torch.equal(product(x, numbers), by_float64(x, numbers)):
             return timeit(lambda: product(x, numbers), number=3)
@@ -129,7 +145,7 @@ def fastest(device: torch.device) -> Product:
 
 
 def times(x: Tensor, digits: Tensor, transposed: bool = False) -> Tensor:
-    """Bytes, ``(N, D)``, or their transpose, times digits, ``(D, 4 * words)``, as words, ``(N, words)`` int64."""
+    """Bytes, ``(N, D)``, or their transpose, times digits, ``(4 * words, D)``, as words, ``(words, N)`` int64."""
     if id(x) in KEPT:
         return KEPT[id(x)](x, digits, transposed)
     return fastest(x.device)(x.t() if transposed else x, digits)

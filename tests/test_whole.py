@@ -29,15 +29,8 @@ def product(request):
     return request.param
 
 
-def times(product: whole.Product, x: Tensor, digits: Tensor) -> Tensor:
-    """The product; of packed bytes with more than 1,028 columns by the packed transpose."""
-    if product is whole.by_packing and x.shape[1] > 1028:
-        return whole.Packed(x.t()).times(digits, transposed=True)
-    return product(x, digits)
-
-
 def whole_numbers(digits: Tensor) -> list[int]:
-    return [sum(digit * 128**k for k, digit in enumerate(row)) for row in digits.tolist()]
+    return [sum(int(digit) * 128**k for k, digit in enumerate(row)) for row in digits.t().tolist()]
 
 
 @pytest.mark.parametrize("words", [1, 2])
@@ -47,11 +40,11 @@ def test_digits_are_those_of_the_rounded_number(words):
     x = torch.cat([torch.randn(500, generator=random) * 10.0**power for power in range(-2, 9 * words - 3)])
     x = torch.cat([x, torch.tensor([0.0, 0.5, 1.5, -0.5, 64.0, -64.0, 63.5, 8256.0, most, -most])]).unsqueeze(1)
     digits = whole.digits(x, words)
-    assert digits.shape == (len(x), 4 * words)
+    assert digits.shape == (4 * words, len(x))
     assert digits.abs().max() <= 64
     assert whole_numbers(digits) == [round(value) for value in x.flatten().tolist()]  # both round half to even
-    found = whole.words(digits).tolist()
-    assert [sum(int(word) * 2 ** (28 * k) for k, word in enumerate(row)) for row in found] == whole_numbers(digits)
+    found = whole.words(digits).t().tolist()
+    assert [sum(word * 2 ** (28 * k) for k, word in enumerate(row)) for row in found] == whole_numbers(digits)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 17, 513, 1100])
@@ -63,20 +56,18 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
         x = bytes_.byte()
         for transposed in (False, True):
             matrix = x.t() if transposed else x
-            digits = torch.randint(-64, 65, (matrix.shape[1], 4 * words), generator=random)
+            digits = torch.randint(-64, 65, (4 * words, matrix.shape[1]), generator=random)
             for numbers in (digits, torch.full_like(digits, 64), torch.full_like(digits, -64)):
-                expected = (matrix.long() @ numbers).unflatten(1, (words, 4)) << 7 * torch.arange(4)
-                found = times(product, matrix, numbers.to(torch.int8))
-                assert torch.equal(found, expected.sum(2))
+                expected = (matrix.long() @ numbers.t()).unflatten(1, (words, 4)) << 7 * torch.arange(4)
+                assert torch.equal(product(matrix, numbers.float()), expected.sum(2).t())
 
 
 def test_more_rows_than_a_sum_may_have_are_added_in_parts(product, monkeypatch):
     monkeypatch.setattr(whole, "TERMS", 100)
     monkeypatch.setattr(whole, "ROWS", 70)
     x = torch.randint(0, 256, (1001, 5), generator=torch.Generator().manual_seed(0)).byte()
-    digits = torch.full((1001, 4), 64).to(torch.int8)
-    expected = (x.t().long() @ digits.long()) << 7 * torch.arange(4)
-    assert torch.equal(times(product, x.t(), digits), expected.sum(1, keepdim=True))
+    expected = x.sum(0) * sum(64 * 128**k for k in range(4))
+    assert torch.equal(product(x.t(), torch.full((4, 1001), 64.0)), expected.unsqueeze(0))
 
 
 def fails(*args):
@@ -123,7 +114,7 @@ def results(data: tuple[Tensor, Tensor], product: whole.Product | None = None, i
     model = LitThreeSeven(init_std=init_std)
     with pytest.MonkeyPatch.context() as patch:
         if product:
-            patch.setattr(whole, "fastest", lambda device: lambda x, digits: times(product, x, digits))
+            patch.setattr(whole, "fastest", lambda device: product)
         probability = model(x)
         loss = mean_squared_error(probability, y)
         loss.backward()
