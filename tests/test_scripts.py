@@ -105,27 +105,20 @@ def test_a_picture_that_can_t_be_written_is_reported_in_a_sentence(script, tmp_p
     assert output.startswith("The picture could not be written: ")
 
 
-def test_benchmark_does_not_judge_the_article_s_loop_where_it_reads_from_a_cache():
-    slow = {"main recipe / article's loop": 9.0}
-    assert benchmark.missed(slow | {benchmark.FROM_CACHE: 2.2}) == []
-    assert len(benchmark.missed(slow | {benchmark.FROM_CACHE: 0.6})) == 1
-    assert len(benchmark.missed({"main recipe / usual way": 9.0, benchmark.FROM_CACHE: 2.2})) == 1
-
-
 def test_benchmark_names_the_targets_that_are_missed(capsys):
     met = {name: target * 0.99 for name, target in benchmark.TARGETS.items()}
     assert benchmark.report({"a  row": 0.001}, met | {"without a target": 1e9}, quick=False) == 0
     assert capsys.readouterr().err == ""
-    missed = "main recipe / article's loop"
-    assert benchmark.report({}, met | {missed: 0.6}, quick=False) == 1
-    assert capsys.readouterr().err == f"\nMissed targets:\n  {missed}: 0.600, at most 0.500\n"
+    missed = "main recipe / article's loop, from memory"
+    assert benchmark.report({}, met | {missed: 0.7}, quick=False) == 1
+    assert capsys.readouterr().err == f"\nMissed targets:\n  {missed}: 0.700, at most 0.650\n"
 
 
-def test_a_quick_benchmark_checks_the_same_targets_with_some_slack(capsys):
-    for name, target in benchmark.TARGETS.items():
-        assert benchmark.report({}, {name: target * 1.99}, quick=True) == 0
-        assert benchmark.report({}, {name: target * 2.01}, quick=True) == 1
-        assert name in capsys.readouterr().err
+def test_a_quick_benchmark_shows_the_targets_and_judges_nothing(capsys):
+    assert benchmark.report({}, {"main recipe / usual way": 9.0}, quick=True) == 0
+    output = capsys.readouterr()
+    assert re.search(r"main recipe / usual way +9.000 +0.025", output.out)
+    assert output.err == ""
 
 
 def test_a_figure_that_is_not_a_number_misses_its_target():
