@@ -32,7 +32,7 @@ def check_digits(digits: Sequence[int]) -> tuple[int, int]:
     """Two different digits from 0 to 9 as a tuple; raises ValueError for anything else."""
     if len(digits) != 2 or digits[0] == digits[1] or not set(digits) <= set(range(10)):
         raise ValueError(f"digits must be two different digits from 0 to 9, such as (3, 7), got {tuple(digits)}.")
-    return digits[0], digits[1]
+    return int(digits[0]), int(digits[1])
 
 
 def raw_folder(root: str | Path) -> Path:

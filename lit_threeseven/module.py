@@ -13,7 +13,7 @@ from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.functional import GradientDescent, check_positive, linear, mean_squared_error, normal, sigmoid
 from lit_threeseven.metrics import THRESHOLD
-from lit_threeseven.weights import WeightsFromFile
+from lit_threeseven.weights import WeightsFromFile, plain
 from lit_threeseven.whole import over_processes
 
 PIXELS = 28 * 28
@@ -49,7 +49,7 @@ class LitThreeSeven(WeightsFromFile):
         digits = check_digits(digits)
         check_positive(lr=lr, init_std=init_std)
         self.save_hyperparameters()
-        self.lr, self.digits = lr, digits
+        self.lr, self.digits = plain(lr), digits
         # torch's own normal numbers depend on the processor, its whole numbers don't
         self.add_weights(np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
         self.example_input_array = torch.zeros(1, PIXELS)  # used by Lightning to trace the graph

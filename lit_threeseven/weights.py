@@ -171,8 +171,9 @@ class WeightsFromFile(PlainArguments, L.LightningModule):
         """Raise a ValueError, which names both classes, if another class saved a checkpoint."""
         if not cls.saved(checkpoint):
             name = SHORT.get(str(checkpoint["network"]), checkpoint["network"])
+            own = full_name(cls)
             raise ValueError(
-                f"The checkpoint holds {name}, not {full_name(cls)}; use that class, on the command line --model {name}."
+                f"The checkpoint holds {name}, not {own}; use that class, in the command line --model {name}."
             )
 
     def check_weights(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from lit_threeseven.weights import read
 
 __all__ = ["NETWORKS", "LitThreeSevenMLP", "LitThreeSevenMany", "load"]
 
-NETWORKS = (LitThreeSeven, LitThreeSevenMLP)
+NETWORKS: tuple[type[LitThreeSeven], ...] = (LitThreeSeven, LitThreeSevenMLP)
 
 
 def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:

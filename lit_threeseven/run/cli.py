@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
 from typing_extensions import override
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
@@ -216,7 +217,10 @@ class ThreeSevenCLI(LightningCLI):
                 predict.report(load(self.ckpt_path), chosen.paths, chosen.format, chosen.explain)
             return
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
-        content, right, count = predict.table(batches, datamodule)
+        shares = [batches] * self.trainer.world_size
+        if len(shares) > 1:
+            distributed.all_gather_object(shares, batches)
+        content, right, count = predict.table([batch for share in shares for batch in share], datamodule)
         rows = {"Images": f"{count:,}, {right:,} of them right"}
         if not self.trainer.fast_dev_run:
             path = Path(self.ckpt_path).with_suffix(".predictions.csv")

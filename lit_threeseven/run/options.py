@@ -1,7 +1,6 @@
 """What the user gives and is told: options refused or filled in, errors and warnings as sentences, metrics as rows."""
 
 import errno
-import inspect
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.weights import PRETRAINED
+from lit_threeseven.weights import PRETRAINED, arguments
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
@@ -102,14 +102,14 @@ def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
 
 
 def network(checkpoint: dict[str, Any], chosen: Namespace) -> Namespace:
-    """The network that a checkpoint says it holds, for the chosen digits; the chosen one if it says nothing known."""
-    kind = NETWORKS.get(checkpoint.get("network", ""))
-    if kind is None or chosen.class_path not in (USUAL, f"{kind.__module__}.{kind.__name__}"):
+    """The network that a checkpoint says it holds, for the chosen digits; the chosen one if it holds another."""
+    named: Any = locate(chosen.class_path)
+    kind = next((kind for kind in (named, *NETWORKS) if "network" in checkpoint and kind.saved(checkpoint)), None)
+    if kind is None or named not in (LitThreeSeven, kind):
         return chosen
-    made_with = checkpoint.get("hyper_parameters", {}).items()
-    known = {name: value for name, value in made_with if name in inspect.signature(kind).parameters}
+    known = arguments(kind, checkpoint.get("hyper_parameters", {}))
     return Namespace(
-        class_path=f"{kind.__module__}.{kind.__name__}",
+        class_path=f"{kind.__module__}.{kind.__qualname__}",
         init_args=Namespace(known | {"digits": chosen.init_args.digits}),
     )
 
@@ -176,7 +176,7 @@ def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> st
         return None
     if not isinstance(error, ValueError | RuntimeError | MisconfigurationException) or not text:
         text, given = f"{type(error).__name__}: {text}", f"{given} {ckpt_path}".strip()
-    ours = r'\b(source|data_dir|digits|batch_size|val_fraction|pixels)="?([^\s"]*)"?'  # as our own messages name them
+    ours = r'\b(source|data_dir|digits|batch_size|val_fraction)="?([^\s"]*)"?'  # as our own messages name them
     reason = re.sub(ours, r"--data.\1 \2", text)
     names = re.findall(r"--(?:\w+\.)*(\w+)", given)
     return reason if re.search(rf"\b({'|'.join(names)})\b", reason) else f"{reason.rstrip('.')} (given: {given})"

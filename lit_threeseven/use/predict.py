@@ -210,13 +210,16 @@ def _line(answer: Answer, form: Format) -> str:
 
 def table(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int, int]:
     """A Trainer's predictions of test images as CSV, how many of them are right, and how many there are."""
-    digit, probability = (torch.cat([batch[name] for batch in batches]) for name in ("digit", "probability"))
+    names = ("rows", "digit", "probability")
+    rows, digit, probability = (torch.cat([batch[name] for batch in batches]).cpu() for name in names)
+    order = rows.argsort()
+    rows, digit, probability = rows[order], digit[order], probability[order]
     first, second = data.digits
-    _, y = data.test[: len(digit)]  # limit_predict_batches may be given
+    _, y = data.test[rows]  # limit_predict_batches may be given
     truth = torch.where(y == 1, first, second)
     lines = [f"image,truth,digit,probability of {first}\n"]
-    for i, row in enumerate(torch.cat([truth, digit, probability.double()], dim=1).tolist()):
-        lines.append("{},{:.0f},{:.0f},{:.9g}\n".format(i, *row))
+    for row in torch.cat([rows.unsqueeze(1), truth, digit, probability.double()], dim=1).tolist():
+        lines.append("{:.0f},{:.0f},{:.0f},{:.9g}\n".format(*row))
     return "".join(lines), int((digit == truth).sum()), len(truth)
 
 
