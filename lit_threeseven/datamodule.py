@@ -13,7 +13,7 @@ from lit_threeseven import dataset
 from lit_threeseven.augment import Affine
 from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
-from lit_threeseven.weights import DataFromFile
+from lit_threeseven.weights import DataFromFile, plain
 
 
 class ThreeSevenDataModule(DataFromFile):
@@ -70,6 +70,7 @@ class ThreeSevenDataModule(DataFromFile):
     ) -> None:
         super().__init__()
         digits, data_dir = check_digits(digits), data_dir and str(data_dir)
+        batch_size, val_fraction, seed = plain(batch_size), plain(val_fraction), plain(seed)
         if source not in ("bundled", "torchvision"):
             raise ValueError(f"source must be bundled or torchvision, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):

@@ -187,7 +187,13 @@ def test_your_own_trainer_gives_the_same_bits_on_three_devices(tmp_path):
         )
         trainer.fit(model, data)
         metrics = trainer.validate(model, data)[0] | trainer.test(model, data)[0]
-        predictions = torch.cat([batch["probability"] for batch in trainer.predict(model, data)])
+        shares = [trainer.predict(model, data)] * devices
+        if devices > 1:
+            torch.distributed.all_gather_object(shares, shares[0])
+        batches = [batch for share in shares for batch in share]
+        rows, probability = (torch.cat([batch[name] for batch in batches]) for name in ("rows", "probability"))
+        assert sorted(rows.tolist()) == list(range(2038))
+        predictions = probability[rows.argsort()]
         if trainer.is_global_zero:
             results = {"digest": model.digest(), "metrics": metrics, "predictions": predictions}
             torch.save(results, f"{devices}.pt")
@@ -267,7 +273,7 @@ def training_step(model, batch, batch_idx):
         model.W.data.view(torch.int32)[406] ^= 1
     if fault == "row" and model.global_step == at:
         x, y = (torch.cat([rows, rows[:1]]) for rows in (batch.x, batch.y))
-        batch = Batch(x, y, batch.global_rows, batch.world_size)
+        batch = Batch(x, y, batch.rows, batch.global_rows, batch.world_size)
     lost = fault == "gradient" and model.global_step == at and model.global_rank == 1
     torch.distributed.all_reduce = lose if lost else all_reduce
     return step(model, batch, batch_idx)
