@@ -55,9 +55,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         tensor([[2.5000]])
     """
     x = x.flatten(1)
-    if x.dtype != torch.uint8:
-        return x @ W + b
-    if W.dtype == torch.float32 and W.shape[1] == 1 and W.device.type != "mps":
+    if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and W.device.type != "mps":
         return _of_bytes(x, W, b)
     return scale(x).to(W.dtype) @ W + b
 

@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from torchvision.transforms.v2 import functional
 
 from lit_threeseven import ThreeSevenDataModule
 from lit_threeseven.augment import Affine
-from lit_threeseven.batches import Batches, Shares
+from lit_threeseven.batches import Batches
 
-IMAGES = ThreeSevenDataModule().train_dataloader().dataset.images[:20]
+IMAGES = ThreeSevenDataModule().train_dataloader().dataset.tensors[0][:20]
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -52,11 +53,8 @@ def test_width_and_height_change_each_on_its_own():
 
 def batches(world_size: int, epochs: int = 1, **options) -> list[list[torch.Tensor]]:
     """The pixels of each global batch of each epoch, put together from the shares."""
-    y = torch.zeros(len(IMAGES), 1)
-    loaders = [
-        Batches(Shares(IMAGES, y, rank=r, world_size=world_size, change=Affine(20, 0.2, 3), **options))
-        for r in range(world_size)
-    ]
+    data = TensorDataset(IMAGES, torch.zeros(len(IMAGES), 1))
+    loaders = [Batches(data, share=(r, world_size), change=Affine(20, 0.2, 3), **options) for r in range(world_size)]
     return [[torch.cat([share.x for share in shares]) for shares in zip(*loaders, strict=True)] for _ in range(epochs)]
 
 
@@ -71,17 +69,16 @@ def test_changes_are_the_same_on_any_number_of_processes(world_size, batch_size)
 def test_each_epoch_and_each_batch_has_its_own_changes(batch_size):
     first, second = batches(1, epochs=2, batch_size=batch_size)
     assert not torch.equal(torch.cat(first), torch.cat(second))
-    same = Shares(IMAGES[:1].repeat(6, 1, 1), torch.zeros(6, 1), 3, rank=0, world_size=1, change=Affine(20, 0.2, 3))
-    rows = torch.cat([same[0].x, same[1].x])
+    data = TensorDataset(IMAGES[:1].repeat(6, 1, 1), torch.zeros(6, 1))
+    rows = torch.cat([batch.x for batch in Batches(data, 3, change=Affine(20, 0.2, 3))])
     assert len(rows.unique(dim=0)) == 6
 
 
 def test_changes_are_not_drawn_from_the_numbers_of_the_order():
     order = np.random.default_rng((0, 0)).random(5)
-    shares = Shares(IMAGES, torch.zeros(len(IMAGES), 1), rank=0, world_size=1)
     seen = []
-    shares.change = lambda images, numbers: seen.append(numbers) or images
-    shares[0]
+    data = TensorDataset(IMAGES, torch.zeros(len(IMAGES), 1))
+    list(Batches(data, change=lambda images, numbers: seen.append(numbers) or images))
     assert not np.allclose(seen[0][0].numpy(), order * 2 - 1)
     assert -1 <= seen[0].min() < -0.9 < 0.9 < seen[0].max() <= 1
 
@@ -91,9 +88,11 @@ def test_only_training_images_are_changed_and_none_of_a_few_to_overfit(trainer):
     plain = ThreeSevenDataModule(batch_size=100)
     for loader in ("val_dataloader", "test_dataloader"):
         assert torch.equal(next(iter(getattr(data, loader)())).x, next(iter(getattr(plain, loader)())).x)
-    assert not torch.equal(data.train_dataloader().dataset[0].x, plain.train_dataloader().dataset[0].x)
+    changed, unchanged = (next(iter(module.train_dataloader())) for module in (data, plain))
+    assert torch.equal(changed.rows, unchanged.rows)
+    assert not torch.equal(changed.x, unchanged.x)
     data.trainer = trainer(overfit_batches=2)
-    assert data.train_dataloader().dataset.change is None
+    assert data.train_dataloader().change is None
 
 
 @pytest.mark.parametrize("bad", [{"rotation": -1}, {"rotation": math.nan}, {"zoom": 1}, {"shift": 29}])

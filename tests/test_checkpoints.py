@@ -37,28 +37,26 @@ def test_another_recipe_is_refused_and_what_differs_is_named(cli):
     assert code == 1
     for part in ("model.lr 1.0 instead of 0.5", "data.seed 0 instead of 3", "data.batch_size 5000 instead of None"):
         assert part in error
-    assert "optimizer SGD instead of Adam, optimizer.lr 1.0 instead of 0.5" in error
+    assert "optimizer GradientDescent instead of Adam, optimizer.lr 1.0 instead of 0.5" in error
     assert error.endswith("; give the same settings, or another checkpoint.")
     assert contents(cli.folder) == before
 
     same = ("fit", "--ckpt_path", "last", "--data.batch_size", "5000")
-    code, _, error = cli(*same, "--optimizer=SGD", "--optimizer.lr=2")
+    code, _, error = cli(*same, "--optimizer=lit_threeseven.functional.GradientDescent", "--optimizer.lr=2")
     assert code == 1
     assert "optimizer.lr 1.0 instead of 2.0" in error
     assert cli(*same, "--trainer.max_epochs", "4")[0] == 0
 
 
-def test_another_optimizer_of_your_own_trainer_is_refused(cli, trainer):
-    class ByAdam(LitThreeSeven):
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters())
-
+def test_another_optimizer_of_your_own_trainer_is_refused(cli, trainer, monkeypatch):
     run = trainer(max_epochs=1)
-    run.fit(ByAdam(), ThreeSevenDataModule())
+    with monkeypatch.context() as patch:
+        patch.setattr(LitThreeSeven, "configure_optimizers", lambda self: torch.optim.Adam(self.parameters()))
+        run.fit(LitThreeSeven(), ThreeSevenDataModule())
     run.save_checkpoint("adam.ckpt")
     code, _, error = cli("fit", "--ckpt_path", "adam.ckpt")
     assert code == 1
-    assert "adam.ckpt was made with optimizer Adam instead of SGD; give" in error
+    assert "adam.ckpt was made with optimizer Adam instead of GradientDescent; give" in error
 
 
 def test_last_without_a_run_is_refused(cli):
@@ -87,7 +85,7 @@ def test_the_same_recipe_resumes_and_an_incomplete_one_is_refused(cli, recipe):
     assert re.search(r"lr_scheduler OneCycleLR instead of None|gradient_clip_val 1(\.0)? instead of None", error)
     code, _, error = cli("fit", "--trainer.max_epochs", "6", "--ckpt_path", "last")
     assert code == 1
-    assert "lr_scheduler OneCycleLR instead of None" in error or "optimizer LBFGS instead of SGD" in error
+    assert "lr_scheduler OneCycleLR instead of None" in error or "optimizer LBFGS instead of GradientDescent" in error
 
 
 def test_images_from_another_source_resume_if_they_are_the_same(cli, tmp_path, small_mnist):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents no p
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, module, whole
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, batches, module, whole
 from lit_threeseven.batches import Batch, Batches
 
 # Of torch's devices this is one that needs neither a driver nor a special build. A fake "cuda" needs both: without them
@@ -129,7 +129,8 @@ def test_a_step_that_waits_would_be_noticed(monkeypatch, wait):
         train(mode=NoWaiting())
 
 
-def test_a_batch_made_on_the_cpu_trains_on_the_device():
+def test_a_batch_made_on_the_cpu_trains_on_the_device(monkeypatch):
+    monkeypatch.setattr(batches, "keep", lambda x: None)  # which looks at numbers
     run, batch = train("cpu")
     assert devices(batch.x, batch.y, run.model.W, run.model.W.grad) == {DEVICE}
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_can_t_be_drawn_is_named_in_a_sentence(script, tmp_pat
     for name, sentence in {
         "none.ckpt": "No such file or directory: 'none.ckpt'",
         "text.ckpt": "text.ckpt is not a lit-threeseven checkpoint, or is truncated",
-        "other.ckpt": "other.ckpt can't be used: The checkpoint holds another network with weight (3,)",
+        "other.ckpt": "other.ckpt can't be used: The checkpoint holds a network with weight (3,)",
     }.items():
         code, output = script("draw_weights.py", name, "weights.png")
         assert code == 1

@@ -124,7 +124,7 @@ def test_the_graph_is_that_of_the_network_alone(run):
 
 def test_the_recipe_is_shown_as_text(run):
     text = recipe(run[0])
-    for row in ("| lr | 0.5 |", "| optimizer | SGD |", "| max_epochs | 23 |", "| init_std | 0.01 |"):
+    for row in ("| lr | 0.5 |", "| optimizer | GradientDescent |", "| max_epochs | 23 |", "| init_std | 0.01 |"):
         assert row in text
 
 
@@ -134,7 +134,7 @@ def test_hyper_parameters_stand_beside_the_final_metrics(run):
     assert {"val/loss", "val/accuracy", "test/accuracy", "test/auroc"} <= {i.name.tag for i in experiment.metric_infos}
     assert hparams(run[0])["lr"].number_value == 0.5
     assert hparams(run[0])["val_fraction"].number_value == 0.1
-    assert hparams(run[0])["optimizer"].string_value == "SGD"
+    assert hparams(run[0])["optimizer"].string_value == "GradientDescent"
 
 
 @pytest.mark.parametrize("scheduled", [False, True])

@@ -1,5 +1,6 @@
 """Whole numbers and what is made of them; whole runs are compared in test_devices.py."""
 
+import gc
 import hashlib
 import math
 
@@ -100,6 +101,7 @@ def test_bytes_that_are_kept_give_the_same_bits_by_any_product_and_are_given_up_
     assert all(map(torch.equal, results((x, data[1])), expected))
     key = id(x)
     del x
+    gc.collect()
     assert key not in whole.KEPT
 
 
