@@ -162,9 +162,9 @@ def takes_bytes(module: Any) -> bool:
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
     classes = type(module).__mro__
     owners = [next((kind for kind in classes if step in vars(kind)), object) for step in steps]
-    whole = all(vars(owner).get("takes_bytes", False) for owner in owners)
-    parameter = next(module.parameters(), torch.empty(0))
-    return whole and parameter.dtype == torch.float32 and parameter.device.type != "mps"
+    if not all(vars(owner).get("takes_bytes", False) for owner in owners):
+        return False
+    return all(weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters())
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

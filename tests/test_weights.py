@@ -199,6 +199,7 @@ def test_predictions_come_with_the_numbers_of_their_rows(trainer, tmp_path):
     assert torch.equal(writer.rows, torch.arange(2038))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 4000])
 def test_a_compiled_network_trains_without_being_compiled_again_and_again(trainer, batch_size, recwarn):
     torch._dynamo.reset()
