@@ -86,7 +86,7 @@ class Packed:
     @staticmethod
     def pack(x: Tensor) -> tuple[int, list[Any]]:
         """Parts of the columns of bytes, ``(N, D)``, and how many columns a part has."""
-        parts = 1
+        parts = max(1, -(-int(x.sum(1).max()) // 2**18))
         while max(part.sum(1).max() for part in x.split(-(-x.shape[1] // parts), 1)) > 2**18:
             parts += 1
         size = -(-x.shape[1] // parts)
