@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +56,8 @@ def plain(value: Any) -> Any:
     """A value as a checkpoint can keep it: numbers of numpy or torch become Python's, also within sequences."""
     if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return float(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return (list if isinstance(value, list) else tuple)(map(plain, value))
     return value

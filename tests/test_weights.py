@@ -1,10 +1,14 @@
 """Checkpoints: whose weights they hold, what a network is built from, and where a run goes on."""
 
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
+from PIL import Image
 from torch import Tensor
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, weights
@@ -214,3 +218,30 @@ def test_hidden_layers_and_one_layer_take_bytes_and_floats():
     images = torch.randint(0, 256, (5, 28, 28)).byte()
     for model in (LitThreeSeven(), LitThreeSevenMLP(hidden_sizes=[4])):
         torch.testing.assert_close(model(images), model(images / 255), rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_and_fractions_are_kept_as_plain_numbers():
+    assert LitThreeSevenMLP(hidden_sizes=np.array([8, 4])).hparams["hidden_sizes"] == [8, 4]
+    kept = LitThreeSeven(lr=Fraction(1, 2)).hparams["lr"]
+    assert (type(kept), kept) == (float, 0.5)
+
+
+def test_a_subclass_that_is_given_answers_pictures_with_its_own_checkpoint(cli, monkeypatch):
+    monkeypatch.syspath_prepend(cli.folder)
+    code = "class Bright(LitThreeSeven):\n    def logits(self, x):\n        return super().logits(x) + 1\n"
+    Path("bright_nets.py").write_text(f"from lit_threeseven import LitThreeSeven\n\n\n{code}")
+    given = ("--model", "bright_nets.Bright", "--run", "bright")
+    assert cli("fit", *given, "--trainer.max_epochs", "2")[0] == 0
+    Image.new("L", (28, 28), 255).save("blank.png")
+    assert cli("predict", "blank.png", *given)[0] == 0
+    code, _, error = cli("predict", "blank.png", "--run", "bright")
+    assert code == 1
+    assert "--model bright_nets.Bright" in error
+
+
+def test_another_optimizer_with_a_name_like_the_usual_one_s_is_refused_by_its_own_name(cli):
+    run = ("fit", "--run", "r", "--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs")
+    assert cli(*run, "2", "--optimizer", "ASGD")[0] == 0
+    code, _, error = cli(*run, "4")
+    assert code == 1
+    assert "was made with optimizer ASGD instead of GradientDescent" in error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_threeseven.functional import check_positive, linear, normal, sigmoid
 from lit_threeseven.module import PIXELS, LitThreeSeven
+from lit_threeseven.weights import plain
 
 
 class LitThreeSevenMLP(LitThreeSeven):
@@ -42,7 +43,7 @@ class LitThreeSevenMLP(LitThreeSeven):
         digits: tuple[int, int] = (3, 7),
     ) -> None:
         check_positive(gain=gain)
-        sizes = list(hidden_sizes)
+        sizes = plain(list(hidden_sizes))
         if not sizes or any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(f"hidden_sizes must be whole numbers above 0, such as [500, 150], got {sizes}.")
         numbers = sum((inputs + 1) * outputs for inputs, outputs in pairwise([PIXELS, *sizes, 1]))

@@ -212,11 +212,10 @@ def check(path: str, checkpoint: dict[str, Any], model: LitThreeSeven, wanted: d
     for part, entry in (("model.", "hyper_parameters"), ("data.", "datamodule_hyper_parameters"), ("", "recipe")):
         made_with |= {part + name: value for name, value in checkpoint.get(entry, {}).items()}
     changing = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    if wanted.get("optimizer") == "GradientDescent" and not any(
-        made_with.get(f"optimizer.{name}") for name in changing
-    ):
+    unchanged = not any(made_with.get(f"optimizer.{name}") for name in changing)
+    if unchanged and (made_with["optimizer"], wanted.get("optimizer")) == ("SGD", "GradientDescent"):
         # until release 0.1 the default was torch's SGD, whose update is the same but for rounding
-        made_with["optimizer"] = str(made_with["optimizer"]).replace("SGD", "GradientDescent")
+        made_with["optimizer"] = "GradientDescent"
     differing = [
         f"{name} {made_with[name]} instead of {value}"
         for name, value in wanted.items()

@@ -214,7 +214,7 @@ class ThreeSevenCLI(LightningCLI):
         chosen = self.config.predict
         if chosen.paths:
             if self.trainer.is_global_zero:
-                predict.report(load(self.ckpt_path), chosen.paths, chosen.format, chosen.explain)
+                predict.report(load(self.ckpt_path, type(model)), chosen.paths, chosen.format, chosen.explain)
             return
         batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
         shares = [batches] * self.trainer.world_size
