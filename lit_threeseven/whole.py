@@ -127,7 +127,7 @@ KEPT: dict[int, Callable[[Tensor, Tensor, bool], Tensor]] = {}
 
 
 def keep(x: Tensor) -> None:
-    """Prepare bytes, ``(N, 784)``, that are multiplied at each step and never change, for which it keeps up to two."""
+    """Prepare bytes, ``(N, 784)``, that are multiplied at each step and never change; it takes twice their memory."""
     if x.device.type != "cpu" or not 0 < len(x) <= TERMS:
         return
     if fastest(x.device) is by_integers:
