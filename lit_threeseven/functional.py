@@ -5,6 +5,7 @@ Each function gives the same bits on any device, and its derivatives too; `whole
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lit_threeseven.pixels import scale
 from lit_threeseven.whole import over_processes
 
 SLOPE = 2.0**-51  # unit of a slope: that of a mean of squared errors is at most 8/27, and two words reach 16
-SQUARE = 2.0**-32  # unit of a squared error: 2^21 of them, at most 1 each, fit into float64
+ROUND = 1.5 * 2.0**20  # added to a float64 between -1 and 1 and subtracted again, it rounds it to 2^-32
 
 
 def check_positive(**numbers: float) -> None:
@@ -55,7 +56,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         tensor([[2.5000]])
     """
     x = x.flatten(1)
-    if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and W.device.type != "mps":
+    if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
         return _of_bytes(x, W, b)
     return scale(x).to(W.dtype) @ W + b
 
@@ -64,25 +65,20 @@ class _Linear(torch.autograd.Function):
     """`linear` of bytes, ``(N, D)``."""
 
     @staticmethod
-    def forward(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        largest = W.abs().max().double().clamp(min=2.0**-100)
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        largest = W.abs().max().clamp(min=2.0**-80)
         unit = largest / torch.frexp(largest).mantissa * 2.0**-27
-        (sums,) = whole.times(x, whole.digits((W / unit).float(), 1))
-        return (sums.unsqueeze(1) * (unit / 255)).float() + b
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.x = inputs[0]
+        ctx.product = whole.product(x)
+        return (ctx.product.times(W / unit) * (unit.double() / 255)).float().unsqueeze(1) + b
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
-        x, digits = ctx.x, whole.digits(slopes / SLOPE, 2)
-        by_b = whole.words(digits.sum(1, keepdim=True, dtype=torch.float64))
-        lost = (~(slopes.abs() < 16)).sum(0, keepdim=True).expand(2, 1)
-        low, high = over_processes(torch.cat([whole.times(x, digits, transposed=True), by_b, lost], 1))
-        sums = high[:-1].double() * 2.0**28 + low[:-1].double()
-        sums = torch.where(low[-1:] > 0, math.nan, sums * SLOPE)
+        lost = ~(slopes.abs() < 16)
+        sums = ctx.product.transposed_times(slopes / SLOPE)
+        sums = torch.cat([sums, lost.sum(0, keepdim=True).expand(2, 1)], 1).long()
+        low, high = over_processes(sums).double()
+        sums = torch.where(low[-1:] > 0, math.nan, (high * 2.0**28 + low) * SLOPE)[:-1]
         return None, (sums[:-1] / 255).float().unsqueeze(1), sums[-1:].float()
 
 
@@ -92,9 +88,10 @@ _of_bytes: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compiler.disable(_
 def sigmoid(x: Tensor) -> Tensor:
     """Squash any real number into a probability: ``1 / (1 + exp(-x))``; its derivative is ``p (1 - p)``.
 
-    Both are finite for every finite input: where ``exp(-x)`` would overflow, the input is clamped to the edge of the
-    range. In float32 the exponential is made of additions and multiplications, which round alike everywhere, as a
-    library's may not; it is off by less than 2^-22 of itself.
+    Both are finite for every finite input. A float32 is looked up in a table and corrected by the second-order Taylor
+    polynomial around the table's point, at most 2^-12 away, by additions and multiplications alone: they round alike
+    everywhere, as a library's exponential may not. It is off by less than 2^-22 of itself; below -87 and above 20 it is
+    constant.
 
     Args:
         x: Floating-point tensor of any shape.
@@ -106,38 +103,25 @@ def sigmoid(x: Tensor) -> Tensor:
         >>> sigmoid(torch.tensor([-2.0, 0.0, 1000.0]))
         tensor([0.1192, 0.5000, 1.0000])
     """
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # programs made of the network have their own
-        return torch.sigmoid(x)
-    return _Sigmoid.apply(x)
+    if x.dtype != torch.float32 or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return torch.sigmoid(x)  # programs made of the network have their own
+    x = x.clamp(-87, 20)
+    with torch.no_grad():
+        place = (x * 2048).round_().nan_to_num_()
+        p = _table(x.device).index_select(0, (place + 87 * 2048).int().flatten()).view_as(x)
+        slope = p * (1 - p)
+    rest = x - place / 2048
+    return p + slope * rest * (1 + (0.5 - p) * rest)
 
 
-class _Sigmoid(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        limit = math.log(torch.finfo(x.dtype).max) - 1
-        exponential = _exponential if x.dtype == torch.float32 else torch.exp
-        return exponential(-x.clamp(-limit, limit)).add_(1).reciprocal_()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (p,) = ctx.saved_tensors
-        return slope * (p * (1 - p))
-
-
-def _exponential(x: Tensor) -> Tensor:
-    """``exp(x)`` of float32 numbers from -87.7 to 87.7: a power of two times a polynomial (of S. Moshier's Cephes)."""
-    power = (x * 1.44269504).round_()  # log2(e)
-    x = (x - power * 0.693359375).sub_(power * -2.12194440e-4)  # ln 2 in two parts; the first product is exact
-    y = torch.full_like(x, 1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
-        y.mul_(x).add_(coefficient)
-    return y.mul_(power.int().add_(127).bitwise_left_shift_(23).view(torch.float32))
+@cache
+@torch.inference_mode(False)
+def _table(device: torch.device) -> Tensor:
+    """The sigmoid from -87 to 20 in steps of 1/2048, float32; 2^-34 would not change a bit of it."""
+    factors = np.full(107 * 2048 + 1, 1.0004884004786945)  # exp(1/2048)
+    factors[0] = 1.6458114310822737e-38  # exp(-87)
+    exponential = np.multiply.accumulate(factors)
+    return torch.tensor(exponential / (1 + exponential), dtype=torch.float32, device=device)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None = None) -> Tensor:
@@ -170,27 +154,10 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
 
 def sum_of_squares(error: Tensor) -> Tensor:
     """``sum(error²)`` of errors of any shape, a scalar: float64 for float32, and exact, see `mean_squared_error`."""
-    return _SumOfSquares.apply(error)
-
-
-class _SumOfSquares(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(error: Tensor) -> Tensor:
-        squares = error * error
-        if error.dtype != torch.float32 or error.device.type == "mps":
-            return squares.sum()
-        return (squares / SQUARE).round_().double().sum() * SQUARE
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        (error,) = ctx.saved_tensors
-        return error * (2 * slope)
+    squares = error * error
+    if error.dtype != torch.float32 or error.device.type == "mps":
+        return squares.sum()
+    return (squares.double() + ROUND - ROUND).sum()
 
 
 class GradientDescent(torch.optim.Optimizer):

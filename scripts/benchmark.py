@@ -151,11 +151,11 @@ def plain_step(x: Tensor, y: Tensor, epochs: int) -> float:
 
 def products_alone(x: Tensor, epochs: int) -> float:
     """Seconds of the two products of a step with bytes."""
-    forward, backward = whole.digits(torch.randn(784, 1) * 2**20, 1), whole.digits(torch.randn(len(x), 1) * 2**40, 2)
+    product, weights, slopes = whole.product(x), torch.randn(784, 1) * 2**20, torch.randn(len(x), 1) * 2**40
     start = time.perf_counter()
     for _ in range(epochs):
-        whole.times(x, forward)
-        whole.times(x, backward, transposed=True)
+        product.times(weights)
+        product.transposed_times(slopes)
     return time.perf_counter() - start
 
 
@@ -324,8 +324,7 @@ def machine() -> str:
     flags = Path("/proc/cpuinfo").read_text() if names else ""
     vectors = [name for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8") if f" {name} " in flags]
     return (
-        f"{names[0] if names else platform.processor()} ({' '.join(vectors)}; bytes are multiplied by "
-        f"{'integers' if whole.fastest(torch.device('cpu')) is whole.by_integers else 'FBGEMM or float64'}), "
+        f"{names[0] if names else platform.processor()} ({' '.join(vectors)}), "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, lightning {L.__version__}, "
         f"{datetime.date.today():%d %B %Y}"

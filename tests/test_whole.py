@@ -2,7 +2,7 @@
 
 import gc
 import hashlib
-import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, functional, whole
 from lit_threeseven.functional import GradientDescent, linear, mean_squared_error, sigmoid, sum_of_squares
-from lit_threeseven.metrics import AUROC, of_rows
+from lit_threeseven.metrics import of_rows
 
-PRODUCTS = [whole.by_integers, whole.by_packing, whole.by_float64]
+PRODUCTS = [whole.Product, whole.Packed]
 
 
 @pytest.fixture(scope="module")
@@ -30,74 +30,76 @@ def product(request):
     return request.param
 
 
-def whole_numbers(digits: Tensor) -> list[int]:
-    return [sum(int(digit) * 128**k for k, digit in enumerate(row)) for row in digits.t().tolist()]
-
-
-@pytest.mark.parametrize("words", [1, 2])
-def test_digits_are_those_of_the_rounded_number(words):
-    most = 2.0 ** (28 * words - 1)
+@pytest.mark.parametrize(("bits", "count"), [(28, 1), (28, 2), (4, 7), (4, 14)])
+def test_digits_are_those_of_the_rounded_number(bits, count):
+    most = 2.0 ** (bits * count - 1)
     random = torch.Generator().manual_seed(0)
-    x = torch.cat([torch.randn(500, generator=random) * 10.0**power for power in range(-2, 9 * words - 3)])
-    x = torch.cat([x, torch.tensor([0.0, 0.5, 1.5, -0.5, 64.0, -64.0, 63.5, 8256.0, most, -most])]).unsqueeze(1)
-    digits = whole.digits(x, words)
-    assert digits.shape == (4 * words, len(x))
-    assert digits.abs().max() <= 64
-    assert whole_numbers(digits) == [round(value) for value in x.flatten().tolist()]  # both round half to even
-    found = whole.words(digits).t().tolist()
-    assert [sum(word * 2 ** (28 * k) for k, word in enumerate(row)) for row in found] == whole_numbers(digits)
+    x = torch.cat([torch.randn(500, generator=random) * 10.0**power for power in range(-2, bits * count // 4 + 1)])
+    x = torch.cat([x, torch.tensor([0.0, 0.5, 1.5, -0.5, 8.0, -8.0, 7.5, 8256.0, most, -most])]).unsqueeze(1)
+    digits = whole.split(x.double() if bits == 28 else x, bits, count)
+    assert digits.shape == (count, len(x))
+    assert digits.abs().max() <= 2 ** (bits - 1)
+    numbers = [sum(int(digit) << bits * k for k, digit in enumerate(row)) for row in digits.t().tolist()]
+    assert numbers == [round(value) for value in x.flatten().tolist()]  # both round half to even
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 17, 513, 1100])
-@pytest.mark.parametrize("words", [1, 2])
-def test_products_are_those_of_integers_however_bright_the_pixels(product, rows, words):
-    rows += product is whole.by_packing and not rows  # to keep no rows is not worth while
-    random = torch.Generator().manual_seed(rows)
-    for bytes_ in (torch.randint(0, 256, (rows, 784), generator=random), torch.full((rows, 784), 255)):
-        x = bytes_.byte()
-        for transposed in (False, True):
-            matrix = x.t() if transposed else x
-            digits = torch.randint(-64, 65, (4 * words, matrix.shape[1]), generator=random)
-            for numbers in (digits, torch.full_like(digits, 64), torch.full_like(digits, -64)):
-                expected = (matrix.long() @ numbers.t()).unflatten(1, (words, 4)) << 7 * torch.arange(4)
-                assert torch.equal(product(matrix, numbers.float()), expected.sum(2).t())
+def integers(x: Tensor, numbers: Tensor) -> list[int]:
+    """Bytes times whole numbers, by integers of any size."""
+    return [sum(map(int.__mul__, row, map(int, numbers.flatten().tolist()))) for row in x.tolist()]
 
 
-def test_more_rows_than_a_sum_may_have_are_added_in_parts(product, monkeypatch):
-    monkeypatch.setattr(whole, "TERMS", 100)
+def joined(words: Tensor) -> list[int]:
+    return [sum(int(word) << 28 * k for k, word in enumerate(pair)) for pair in words.t().tolist()]
+
+
+@pytest.mark.parametrize("terms", [whole.TERMS, 7])
+@pytest.mark.parametrize("rows", [1, 2, 3, 17, 1100])
+def test_products_are_those_of_integers_however_bright_the_pixels(product, rows, terms, monkeypatch):
+    monkeypatch.setattr(whole, "TERMS", terms)
     monkeypatch.setattr(whole, "ROWS", 70)
-    x = torch.randint(0, 256, (1001, 5), generator=torch.Generator().manual_seed(0)).byte()
-    expected = x.sum(0) * sum(64 * 128**k for k in range(4))
-    assert torch.equal(product(x.t(), torch.full((4, 1001), 64.0)), expected.unsqueeze(0))
+    random = torch.Generator().manual_seed(rows)
+    for x in (torch.randint(0, 256, (rows, 50), generator=random).byte(), torch.full((rows, 50), 255).byte()):
+        made = product(x)
+        for weights in (torch.randn(50, 1, generator=random) * 2**24, torch.full((50, 1), -(2.0**27))):
+            assert list(map(int, made.times(weights).tolist())) == integers(x, weights.round())
+        for slopes in (torch.randn(rows, 1, generator=random) * 2.0**50, torch.full((rows, 1), 2.0**55)):
+            expected = [*integers(x.t(), slopes.round()), sum(map(int, slopes.round().flatten().tolist()))]
+            assert joined(made.transposed_times(slopes)) == expected
+
+
+def test_the_largest_sums_are_exact():
+    """As many rows as a packed sum may have, and as many as `keep` takes, all of them white."""
+    for product, rows in ((whole.Packed, whole.TERMS), (whole.Product, 2**17)):
+        x, slopes = torch.full((rows, 2), 255).byte(), torch.full((rows, 1), 2.0**55 - 2.0**31)
+        total = rows * (2**55 - 2**31)
+        assert joined(product(x).transposed_times(slopes)) == [255 * total, 255 * total, total]
+
+
+def test_without_rows_all_sums_are_zero():
+    empty = whole.product(torch.zeros(0, 50).byte())
+    assert empty.times(torch.ones(50, 1)).shape == (0,)
+    assert torch.equal(empty.transposed_times(torch.ones(0, 1)), torch.zeros(2, 51).double())
 
 
 def fails(*args):
     raise RuntimeError("not here")
 
 
-@pytest.mark.parametrize("name", ["_int_mm", "_make_per_tensor_quantized_tensor"])
-@pytest.mark.parametrize("fault", ["missing", "refuses", "wrong"])
-def test_without_fast_products_the_one_of_float64_takes_their_place(monkeypatch, name, fault, data):
-    product = whole.by_integers if name == "_int_mm" else whole.by_packing
-    usual = getattr(torch, name)
-    assert whole.seconds.__wrapped__(product) < math.inf
-    monkeypatch.setattr(torch, name, fails if fault == "refuses" else lambda x, *rest: usual(x.roll(1, 1), *rest))
-    if fault == "missing":
-        monkeypatch.delattr(torch, name)
-    assert whole.seconds.__wrapped__(product) == math.inf
-
-
-@pytest.mark.parametrize("known", [{}, {whole.by_integers: 0.0}, {whole.by_packing: 0.0}])
-def test_bytes_that_are_kept_give_the_same_bits_by_any_product_and_are_given_up_with_their_batch(
-    monkeypatch, data, known
-):
+@pytest.mark.parametrize("fault", [None, "missing", "refuses", "wrong"])
+def test_bytes_that_are_kept_give_the_same_bits_and_are_given_up_with_their_batch(monkeypatch, fault, data):
+    """Where they can't be packed, or would not be exact, float64 takes the place of the fast product by itself."""
     expected = results(data)
-    monkeypatch.setattr(
-        whole, "seconds", lambda product: known.get(product, math.inf if product != whole.by_float64 else 1)
-    )
+    usual = torch._make_per_tensor_quantized_tensor
+    if fault == "missing":
+        monkeypatch.delattr(torch, "_make_per_tensor_quantized_tensor")
+    elif fault:
+        wrong = fails if fault == "refuses" else lambda x, *rest: usual(x.roll(1, 1), *rest)
+        monkeypatch.setattr(torch, "_make_per_tensor_quantized_tensor", wrong)
     x = data[0].clone()
+    whole.packs.cache_clear()
     whole.keep(x)
-    assert (id(x) in whole.KEPT) == bool(known)
+    whole.packs.cache_clear()
+    assert type(whole.product(x)) is (whole.Product if fault else whole.Packed)
     assert all(map(torch.equal, results((x, data[1])), expected))
     key = id(x)
     del x
@@ -105,18 +107,14 @@ def test_bytes_that_are_kept_give_the_same_bits_by_any_product_and_are_given_up_
     assert key not in whole.KEPT
 
 
-def test_a_device_other_than_the_cpu_multiplies_in_float64():
-    assert whole.fastest(torch.device("cuda")) is whole.by_float64
-
-
-def results(data: tuple[Tensor, Tensor], product: whole.Product | None = None, init_std: float = 0.3) -> list[Tensor]:
+def results(data: tuple[Tensor, Tensor], product: Any = None, init_std: float = 0.3) -> list[Tensor]:
     """Probability, loss and gradients of a network, by one of the products."""
     x, y = data
     torch.manual_seed(0)
     model = LitThreeSeven(init_std=init_std)
     with pytest.MonkeyPatch.context() as patch:
         if product:
-            patch.setattr(whole, "fastest", lambda device: product)
+            patch.setattr(whole, "product", product)
         probability = model(x)
         loss = mean_squared_error(probability, y)
         loss.backward()
@@ -227,12 +225,19 @@ def test_a_share_without_rows_has_a_gradient_of_zero(data):
     assert torch.equal(model.W.grad, torch.zeros(784, 1))
 
 
-def test_the_exponential_is_close_to_the_true_one_and_the_same_bits_everywhere():
-    x = torch.linspace(-87, 87, 10_001)
-    error = (functional._exponential(x).double() / x.double().exp() - 1).abs()
+def test_the_sigmoid_is_close_to_the_true_one_and_the_same_bits_everywhere():
+    x = torch.linspace(-87, 30, 10_001)
+    error = (sigmoid(x).double() / x.double().sigmoid() - 1).abs()
     assert error.max() < 2**-22
-    bits = hashlib.sha256(functional._exponential((x * 64).round() / 64).numpy().astype("<f4").tobytes()).hexdigest()
-    assert bits == "a6c73b98e84896cc600eb15ab80300137a0b12e316914fb5904fad2c0ba9b832"
+    bits = hashlib.sha256(sigmoid((x * 64).round() / 64).numpy().astype("<f4").tobytes()).hexdigest()
+    assert bits == "f5baa229cccd4adedb4a8657a43aa391d1f9033100c549b25d579f801b5d424c"
+
+
+def test_a_second_derivative_of_the_sigmoid_is_close_to_the_true_one():
+    x = torch.linspace(-3, 3, 7)
+    p = torch.sigmoid(x)
+    found = torch.func.vmap(torch.func.grad(torch.func.grad(sigmoid)))(x)
+    torch.testing.assert_close(found, p * (1 - p) * (1 - 2 * p), rtol=1e-3, atol=1e-4)
 
 
 def test_squares_add_up_to_the_same_bits_in_any_order():
@@ -261,12 +266,6 @@ def test_metrics_are_those_of_torchmetrics_but_for_rounding_and_have_no_order(st
     assert len(set(found)) == 1
     expected = (p - y).square().mean(), ((p >= 0.5) == y.bool()).float().mean(), binary_auroc(p, y.int())
     assert found[0] == pytest.approx([float(value) for value in expected], abs=1e-6)
-
-
-def test_auroc_of_a_single_digit_is_zero_as_torchmetrics_has_it():
-    auroc = AUROC()
-    auroc.update(torch.rand(5, 1), torch.ones(5, 1))
-    assert auroc.compute() == 0
 
 
 def test_gradient_descent_is_that_of_torch_but_for_rounding():
