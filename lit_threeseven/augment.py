@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from lit_threeseven.errors import UserError
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -22,7 +24,7 @@ class Affine:
         shift: Pixels, 0 to 28, in both directions.
 
     Raises:
-        ValueError: If a limit is out of its range.
+        UserError: If a limit is out of its range.
     """
 
     rotation: float = 0.0
@@ -32,7 +34,7 @@ class Affine:
     def __post_init__(self) -> None:
         for name, most in (("rotation", 180), ("zoom", 0.99), ("shift", 28)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from 0 to {most}, got {getattr(self, name)}.")
+                raise UserError(f"{name} must be from 0 to {most}, got {getattr(self, name)}.")
 
     def __bool__(self) -> bool:
         """Whether it changes anything."""

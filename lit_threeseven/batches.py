@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 from lit_threeseven.augment import Affine
+from lit_threeseven.errors import UserError
 from lit_threeseven.pixels import scale
 from lit_threeseven.whole import keep
 
@@ -70,16 +71,16 @@ def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
         check: Whether to look at the numbers of another loader, for which a GPU has to finish its work.
 
     Raises:
-        ValueError: If there are labels other than 0 and 1, or pixels beyond [0, 1].
+        UserError: If there are labels other than 0 and 1, or pixels beyond [0, 1].
     """
     if isinstance(batch, Batch):
         return batch.x, batch.y, batch.divisor
     x, y, *_ = batch
     x = scale(x)
     if check and len(y) and not ((y == 0) | (y == 1)).all():
-        raise ValueError(f"Labels must be 1 for the first digit and 0 for the second, got {y.unique().tolist()[:5]}.")
+        raise UserError(f"Labels must be 1 for the first digit and 0 for the second, got {y.unique().tolist()[:5]}.")
     if check and len(y) and not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"Pixels must be bytes or floats from 0 to 1, got {x.min():.4g} to {x.max():.4g}.")
+        raise UserError(f"Pixels must be bytes or floats from 0 to 1, got {x.min():.4g} to {x.max():.4g}.")
     return x, y, len(y)
 
 

@@ -13,10 +13,11 @@ from lit_threeseven import dataset
 from lit_threeseven.augment import Affine
 from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
-from lit_threeseven.weights import DataFromFile, plain
+from lit_threeseven.errors import UserError
+from lit_threeseven.resumable import ResumableData, plain
 
 
-class ThreeSevenDataModule(DataFromFile):
+class ThreeSevenDataModule(ResumableData):
     """MNIST's threes and sevens, filtered, scaled to [0, 1], flattened to 784 columns and labelled.
 
     After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,
@@ -43,7 +44,7 @@ class ThreeSevenDataModule(DataFromFile):
             images as they are. The changes depend on `seed`, the epoch and the batch only.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        UserError: If an argument is out of its range.
 
     Example:
         >>> data = ThreeSevenDataModule(val_fraction=0)
@@ -72,19 +73,19 @@ class ThreeSevenDataModule(DataFromFile):
         digits, data_dir = check_digits(digits), data_dir and str(data_dir)
         batch_size, val_fraction, seed = plain(batch_size), plain(val_fraction), plain(seed)
         if source not in ("bundled", "torchvision"):
-            raise ValueError(f"source must be bundled or torchvision, got {source!r}.")
+            raise UserError(f"source must be bundled or torchvision, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):
-            raise ValueError(
+            raise UserError(
                 f'The bundle holds the digits {BUNDLED_DIGITS}, got digits={digits}; use source="torchvision".'
             )
         if source == "bundled" and data_dir is not None:
-            raise ValueError(f'data_dir="{data_dir}" is not used by the bundled data; use source="torchvision".')
+            raise UserError(f'data_dir="{data_dir}" is not used by the bundled data; use source="torchvision".')
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
+            raise UserError(f"batch_size must be at least 1, or null (None) for all images at once, got {batch_size}.")
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
+            raise UserError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
         if not 0 <= seed < 2**31:
-            raise ValueError(f"seed must be from 0 to 2147483647, got {seed}.")
+            raise UserError(f"seed must be from 0 to 2147483647, got {seed}.")
         self.save_hyperparameters()
         self.root = dataset.BUNDLED_ROOT if source == "bundled" else data_dir or "data"
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
@@ -98,8 +99,8 @@ class ThreeSevenDataModule(DataFromFile):
         These are the training set's for "fit" and "validate", the test set's for "test" and "predict", otherwise both.
 
         Raises:
-            RuntimeError: If a file is missing or damaged.
-            ValueError: If there are too few images of a digit to hold one out.
+            UserError: If a file is missing or damaged.
+            UserError: If there are too few images of a digit to hold one out.
         """
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
             dataset.download(self.root)
@@ -179,7 +180,7 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         The rows for training and those for validation, int64, each in ascending order.
 
     Raises:
-        ValueError: If `val_fraction` is above 0 and a label has fewer than two rows.
+        UserError: If `val_fraction` is above 0 and a label has fewer than two rows.
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
@@ -188,7 +189,7 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         count = round(len(rows) * val_fraction)
         if val_fraction:
             if len(rows) < 2:
-                raise ValueError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
+                raise UserError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
             count = min(max(count, 1), len(rows) - 1)
         held_out[rows[torch.from_numpy(random.permutation(len(rows)))[:count]]] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)

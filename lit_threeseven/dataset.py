@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from lit_threeseven.errors import UserError
 
 BUNDLED_ROOT = Path(__file__).parent / "bundled"
 BUNDLED_DIGITS = (3, 7)
@@ -29,9 +29,9 @@ FILES = {
 
 
 def check_digits(digits: Sequence[int]) -> tuple[int, int]:
-    """Two different digits from 0 to 9 as a tuple; raises ValueError for anything else."""
+    """Two different digits from 0 to 9 as a tuple; raises UserError for anything else."""
     if len(digits) != 2 or digits[0] == digits[1] or not set(digits) <= set(range(10)):
-        raise ValueError(f"digits must be two different digits from 0 to 9, such as (3, 7), got {tuple(digits)}.")
+        raise UserError(f"digits must be two different digits from 0 to 9, such as (3, 7), got {tuple(digits)}.")
     return int(digits[0]), int(digits[1])
 
 
@@ -52,12 +52,12 @@ def load(root: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor
         Images ``(N, 28, 28)`` uint8, 0 to 255, and labels ``(N, 1)`` float32, 0 or 1.
 
     Raises:
-        RuntimeError: If a file is missing or damaged, or there is no image of one of the digits.
+        UserError: If a file is missing or damaged, or there is no image of one of the digits.
     """
     images, targets = read(root, train)
     for digit in digits:
         if not (targets == digit).any():
-            raise RuntimeError(f"{raw_folder(root)} has no image of the digit {digit}; choose other digits.")
+            raise UserError(f"{raw_folder(root)} has no image of the digit {digit}; choose other digits.")
     chosen = (targets == digits[0]) | (targets == digits[1])
     return images[chosen], (targets[chosen] == digits[0]).float().unsqueeze(1)
 
@@ -69,8 +69,10 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
         Images ``(N, 28, 28)`` uint8, 0 to 255, and the digits that they show, ``(N,)`` int64, 0 to 9.
 
     Raises:
-        RuntimeError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the shipped one.
+        UserError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the shipped one.
     """
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # half a second
+
     part, bundled = "train" if train else "t10k", Path(root) == BUNDLED_ROOT
     image_file, label_file = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
     remedy = "Reinstall lit_threeseven." if bundled else 'Delete it to download MNIST again, or use source="bundled".'
@@ -83,10 +85,10 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
             contents.append(reader(str(path)))
         except Exception as error:  # which one torchvision raises depends on the damage
             why = str(error) or type(error).__name__
-            raise RuntimeError(f"{path} is not an intact MNIST file ({why}). {remedy}") from error
+            raise UserError(f"{path} is not an intact MNIST file ({why}). {remedy}") from error
     images, targets = contents
     if images.shape[1:] != (28, 28) or len(images) != len(targets) or targets.max() > 9:
-        raise RuntimeError(
+        raise UserError(
             f"{path} has {len(targets)} labels up to {targets.max()}, {image_file} has shape {tuple(images.shape)}; "
             f"expected 28 × 28 pixels and a label from 0 to 9 for each image. {remedy}"
         )
@@ -100,8 +102,10 @@ def download(root: str | Path) -> None:
     folder at once, and an interrupted download leaves no partial file.
 
     Raises:
-        RuntimeError: If the files can't be downloaded, or arrive damaged.
+        UserError: If the files can't be downloaded, or arrive damaged.
     """
+    from torchvision.datasets import MNIST
+
     raw = raw_folder(root)
     if all((raw / name).exists() for name in FILES):
         return
@@ -125,7 +129,7 @@ def download(root: str | Path) -> None:
             with suppress(OSError):  # not empty: another process uses it
                 folder.rmdir()
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise RuntimeError(
+        raise UserError(
             f"MNIST could not be downloaded to {raw} ({reason}). Put its four files there yourself "
             f'({", ".join(FILES)}, or their .gz archives), or use source="bundled".'
         ) from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_threeseven import whole
+from lit_threeseven.errors import UserError
 from lit_threeseven.pixels import scale
 from lit_threeseven.whole import over_processes
 
@@ -22,10 +23,10 @@ ROUND = 1.5 * 2.0**20  # added to a float64 between -1 and 1 and subtracted agai
 
 
 def check_positive(**numbers: float) -> None:
-    """Raise a ValueError for a number that is not finite and above 0 in float32; it names it and its value."""
+    """Raise a UserError for a number that is not finite and above 0 in float32; it names it and its value."""
     for name, value in numbers.items():
         if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
-            raise ValueError(f"{name} must be a finite float32 above 0, got {value}.")
+            raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
 
 
 def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor:
@@ -139,7 +140,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
         Scalar tensor.
 
     Raises:
-        ValueError: If the shapes differ. Broadcasting ``(N, 1)`` against ``(N,)`` would average N × N differences.
+        UserError: If the shapes differ. Broadcasting ``(N, 1)`` against ``(N,)`` would average N × N differences.
 
     Example:
         >>> mean_squared_error(torch.tensor([[0.3]]), torch.tensor([[1.0]]))
@@ -147,7 +148,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
     """
     if prediction.shape != target.shape:
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"prediction and target must have the same shape, got {shapes}.")
+        raise UserError(f"prediction and target must have the same shape, got {shapes}.")
     mean = sum_of_squares(prediction - target) / (len(target) if divisor is None else divisor)
     return mean.to(prediction.dtype)
 
@@ -168,12 +169,12 @@ class GradientDescent(torch.optim.Optimizer):
         lr: Learning rate, 0 or above.
 
     Raises:
-        ValueError: If the rate is below 0, or not finite.
+        UserError: If the rate is below 0, or not finite.
     """
 
     def __init__(self, params: Any, lr: float = 1.0) -> None:
         if not 0 <= lr < math.inf:
-            raise ValueError(f"lr must be a finite number of at least 0, got {lr}.")
+            raise UserError(f"lr must be a finite number of at least 0, got {lr}.")
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()

@@ -11,15 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 from lit_threeseven import metrics
 from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
+from lit_threeseven.errors import UserError
 from lit_threeseven.functional import GradientDescent, check_positive, linear, mean_squared_error, normal, sigmoid
 from lit_threeseven.metrics import THRESHOLD
-from lit_threeseven.weights import WeightsFromFile, plain
+from lit_threeseven.resumable import Resumable, plain
 from lit_threeseven.whole import over_processes
 
 PIXELS = 28 * 28
 
 
-class LitThreeSeven(WeightsFromFile):
+class LitThreeSeven(Resumable):
     """One layer with one neuron: ``probability of a three = sigmoid(x W + b)``, trained by gradient descent.
 
     `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. `lightning.seed_everything` or
@@ -34,7 +35,7 @@ class LitThreeSeven(WeightsFromFile):
         digits: The two digits to tell apart; `forward` gives the probability of the first.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        UserError: If an argument is out of its range.
 
     Example:
         >>> model = LitThreeSeven()
@@ -130,11 +131,11 @@ class LitThreeSeven(WeightsFromFile):
         """Refuse data of other digits: their labels would mean something else.
 
         Raises:
-            ValueError: If the data module's `digits` are not these.
+            UserError: If the data module's `digits` are not these.
         """
         digits = getattr(self.trainer.datamodule, "digits", self.digits)
         if tuple(digits) != tuple(self.digits):
-            raise ValueError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
+            raise UserError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
 
     def on_train_start(self) -> None:
         """Log at every step if a callback or scheduler watches a training metric; leave exact gradients as they are."""

@@ -1,25 +1,15 @@
-"""Weights and files: read without running code that a file may hold, checked, resumed; and the networks that ship."""
+"""Checkpoints, read without running code that a file may hold; and the networks that ship."""
 
-import hashlib
-import inspect
 import re
-import sys
 import warnings
-from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from typing import IO, Any
 
-import lightning as L
 import torch
-from lightning.pytorch.core.mixins import HyperparametersMixin
-from typing_extensions import Self
+
+from lit_threeseven.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-
-# How checkpoints of earlier releases, and those that ship, name this package's networks.
-SHORT = {"LitThreeSeven": "lit_threeseven.module.LitThreeSeven"}
-SHORT |= {"LitThreeSevenMLP": "lit_threeseven.networks.layers.LitThreeSevenMLP"}
 
 
 def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, Any]:
@@ -34,7 +24,7 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it holds anything else, is no checkpoint, or is truncated.
+        UserError: If it holds anything else, is no checkpoint, or is truncated.
     """
     try:
         with warnings.catch_warnings():
@@ -46,205 +36,7 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
     except Exception as error:  # which one torch.load raises depends on the damage
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
-            raise ValueError(f"{path} is refused: it holds {code[1]}, which could run code. None was run.") from error
+            raise UserError(f"{path} is refused: it holds {code[1]}, which could run code. None was run.") from error
         why = type(error).__name__
-        raise ValueError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
+        raise UserError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
     return checkpoint
-
-
-def plain(value: Any) -> Any:
-    """A value as a checkpoint can keep it: numbers of numpy or torch become Python's, also within sequences."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Real) and not isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return (list if isinstance(value, list) else tuple)(map(plain, value))
-    return value
-
-
-def arguments(kind: type, kept: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments that a checkpoint keeps those that a class takes, and no name of code to call."""
-    parameters = inspect.signature(kind).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {str(name): value for name, value in dict(kept).items()}
-    return {name: value for name, value in named.items() if name in parameters or (takes_any and name[:1] != "_")}
-
-
-def full_name(kind: type) -> str:
-    """A class's module and name, as ``--model`` takes them: "nets.Shifted", also if nets.py is the running script."""
-    module = kind.__module__
-    if module in ("__main__", "__mp_main__"):
-        main = sys.modules[module]
-        module = main.__spec__.name if main.__spec__ else Path(getattr(main, "__file__", module)).stem
-    return f"{module}.{kind.__qualname__}"
-
-
-class PlainArguments(HyperparametersMixin):
-    """Keeps its arguments so that a checkpoint can hold them, see `plain`."""
-
-    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
-        """Keep the arguments of `__init__` as Lightning does, with plain numbers."""
-        super().save_hyperparameters(*args, **options)
-        self.hparams.update({name: plain(value) for name, value in self.hparams.items()})
-
-
-class DataFromFile(PlainArguments, L.LightningDataModule):
-    """A `LightningDataModule` that is loaded from a checkpoint without running any code that the file may hold."""
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Data with the arguments in a checkpoint; as `WeightsFromFile.load_from_checkpoint`."""
-        checkpoint = read(checkpoint_path, map_location or "cpu")
-        data = cls(**arguments(cls, checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})) | kwargs)
-        if cls.__qualname__ in checkpoint:  # where Lightning puts the state of data
-            data.load_state_dict(checkpoint[cls.__qualname__])
-        return data
-
-
-class WeightsFromFile(PlainArguments, L.LightningModule):
-    """A `LightningModule` for whose checkpoints any Trainer does.
-
-    They are loaded without running any code that a file may hold, into a network of the class that saved them; training
-    resumes after the last batch trained; and weights that are not finite are never saved.
-    """
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """A network with the arguments and the weights of a checkpoint; never runs code that it may hold.
-
-        Args:
-            checkpoint_path: A file's path, or an open file.
-            map_location: Device of the network; None means the CPU.
-            hparams_file: Unused: the arguments are those in the checkpoint.
-            strict: Whether the weights must be the network's, no more and no fewer; None means as `strict_loading`.
-            weights_only: Unused: nothing else is ever read.
-            **kwargs: Arguments of the network in place of those in the checkpoint.
-
-        Raises:
-            OSError: If the file can't be read.
-            ValueError: If it is no checkpoint, holds objects that could run code, or another network.
-        """
-        checkpoint = read(checkpoint_path, map_location or "cpu")
-        cls.check_class(checkpoint)
-        model = cls(**arguments(cls, checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})) | kwargs)
-        model.strict_loading = model.strict_loading if strict is None else strict
-        model.configure_model()
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], model.strict_loading)
-        return model.to(next(iter(checkpoint["state_dict"].values()), torch.empty(0)).device)
-
-    @classmethod
-    def from_pretrained(cls) -> Self:
-        """The trained network that ships with the package, for threes and sevens.
-
-        `scripts/pretrained.py` made it. It is in evaluation mode, on the CPU.
-
-        Raises:
-            ValueError: If none of this class ships.
-        """
-        path = PRETRAINED / f"{cls.__name__}.ckpt"
-        if not path.is_file():
-            raise ValueError(f"No trained {cls.__name__} ships with this package; train one.")
-        return cls.load_from_checkpoint(path).eval()
-
-    @classmethod
-    def saved(cls, checkpoint: dict[str, Any]) -> bool:
-        """Whether a network of this very class saved a checkpoint, as far as that says."""
-        name = str(checkpoint.get("network", cls.__name__))
-        return SHORT.get(name, name) in (full_name(cls), cls.__name__) or "network" not in checkpoint
-
-    @classmethod
-    def check_class(cls, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError, which names both classes, if another class saved a checkpoint."""
-        if not cls.saved(checkpoint):
-            name = SHORT.get(str(checkpoint["network"]), checkpoint["network"])
-            own = full_name(cls)
-            raise ValueError(
-                f"The checkpoint holds {name}, not {own}; use that class, in the command line --model {name}."
-            )
-
-    def check_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a ValueError, which names both networks, if a checkpoint is not of this class, or of other shapes."""
-        self.check_class(checkpoint)
-        states = checkpoint["state_dict"], self.state_dict()
-        found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
-        if self.strict_loading and found != own:
-            raise ValueError(f"The checkpoint holds a network with {found}, not {type(self).__name__} with {own}.")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save non-finite weights, and note the network's class and the optimizer's name."""
-        self.check_finite()
-        checkpoint["network"] = full_name(type(self))
-        checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in self.trainer.optimizers)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's weights; resume after the last batch trained, and count the epochs."""
-        self.check_weights(checkpoint)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {})
-        if "epoch_progress" in loops and "epoch_loop.batch_progress" in loops:
-            self._mend(loops, checkpoint["global_step"])
-
-    def _mend(self, loops: dict[str, Any], steps: int) -> None:
-        # Lightning resumes an epoch that `max_steps` has cut off in the next one, and takes a batch or an epoch that
-        # was only begun for one that was trained.
-        epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-        trained, done = batches["current"]["processed"], epochs["current"]["processed"]
-        running, begun = epochs["current"]["started"] > done, batches["current"]["ready"] > trained
-        last = batches["is_last_batch"] and not begun  # of a batch that was only begun `is_last_batch` speaks too early
-        limit = self._trainer.max_steps if self._trainer else -1
-        if begun:
-            batches["is_last_batch"] = False
-            _level(batches)
-            for state in loops["state_dict"].get("combined_loader", []):
-                state |= {"seen": trained} if "seen" in state else {}  # of this package's loaders
-        if not trained or (last and not running):  # between two epochs
-            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
-            _level(epochs)
-        elif 0 <= limit <= steps:  # nothing is left to do, and Lightning counts an epoch that is cut off
-            _level(epochs, int(running))
-        elif not running:  # cut off
-            for counts in (epochs["current"], epochs["total"]):
-                counts["processed"] = counts["completed"] = counts["processed"] - 1
-
-    def on_train_end(self) -> None:
-        """Refuse to end training with non-finite weights."""
-        self.check_finite()
-
-    def check_finite(self) -> None:
-        """Raise a FloatingPointError, which names the learning rate, if a weight is not finite.
-
-        A non-finite loss leaves such weights behind; unlike the loss, these are the same on every process.
-        """
-        if not all(parameter.isfinite().all() for parameter in self.parameters()):
-            lr = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-            raise FloatingPointError(
-                f"The loss became non-finite within {self.global_step} steps at learning rate {lr[0] if lr else '?'}; "
-                "choose a smaller one, or smaller starting weights."
-            )
-
-    def digest(self) -> str:
-        """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
-        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
-        return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
-
-
-def _level(progress: dict[str, Any], more: int = 0) -> None:
-    # All counts of a loop become that of what is processed.
-    for counts in (progress["current"], progress["total"]):
-        counts |= dict.fromkeys(counts, counts["processed"] + more)

@@ -10,6 +10,7 @@ from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
 from lit_threeseven.dataset import download, load, raw_folder
+from lit_threeseven.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_damaged_file_is_named_with_its_damage(copied_mnist, name, damage, rea
         path.write_bytes(damage(path.read_bytes()))
     else:
         path.unlink()
-    with pytest.raises(RuntimeError, match=reason) as error:
+    with pytest.raises(UserError, match=reason) as error:
         load(copied_mnist, (3, 7), train=name.startswith("train"))
     assert str(path.parent) in str(error.value)
     assert path.name in str(error.value)
@@ -105,12 +106,12 @@ def test_a_bundle_that_was_tampered_with_is_refused(tmp_path, monkeypatch):
     content[1000] ^= 1
     path.write_bytes(content)
     load(dataset.BUNDLED_ROOT, (3, 7), train=True)
-    with pytest.raises(RuntimeError, match=r"t10k-images-idx3-ubyte .*SHA-256 sum differs.* Reinstall"):
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte .*SHA-256 sum differs.* Reinstall"):
         load(dataset.BUNDLED_ROOT, (3, 7), train=False)
 
 
 def test_a_root_without_one_of_the_digits_is_refused():
-    with pytest.raises(RuntimeError, match="has no image of the digit 1"):
+    with pytest.raises(UserError, match="has no image of the digit 1"):
         load(dataset.BUNDLED_ROOT, (3, 1), train=True)
 
 
@@ -134,7 +135,7 @@ def test_archives_put_there_by_hand_need_no_network(mirror, no_network, tmp_path
 
 
 def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(no_network, tmp_path):
-    with pytest.raises(RuntimeError, match="could not be downloaded to") as error:
+    with pytest.raises(UserError, match="could not be downloaded to") as error:
         download(tmp_path / "new" / "data")
     for part in (str(raw_folder(tmp_path / "new" / "data")), *dataset.FILES, "bundled"):
         assert part in str(error.value)
@@ -144,7 +145,7 @@ def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(
 def test_a_mirror_that_serves_a_page_leaves_nothing_behind(mirror, tmp_path):
     (mirror / "t10k-labels-idx1-ubyte.gz").write_bytes(HTML)
     (tmp_path / "data").mkdir()
-    with pytest.raises(RuntimeError, match="could not be downloaded to"):
+    with pytest.raises(UserError, match="could not be downloaded to"):
         download(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -157,7 +158,7 @@ def test_a_mirror_that_does_not_speak_http_leaves_a_sentence_and_nothing_else(tm
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Garbage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_address[1]}/"])
-        with pytest.raises(RuntimeError, match=r"could not be downloaded to \S+ \(.+\)\. Put its four files") as error:
+        with pytest.raises(UserError, match=r"could not be downloaded to \S+ \(.+\)\. Put its four files") as error:
             download(tmp_path / "data")
         server.shutdown()
     assert "\n" not in str(error.value)
@@ -172,7 +173,7 @@ def test_a_failed_download_is_reported_in_a_sentence(tmp_path, monkeypatch, erro
         raise error
 
     monkeypatch.setattr(MNIST, "download", fail)
-    with pytest.raises(RuntimeError, match=rf"could not be downloaded to \S+ \({reason}\)\. Put"):
+    with pytest.raises(UserError, match=rf"could not be downloaded to \S+ \({reason}\)\. Put"):
         download(tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 

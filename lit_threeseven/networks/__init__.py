@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lit_threeseven import LitThreeSeven
+from lit_threeseven.errors import UserError
 from lit_threeseven.networks.layers import LitThreeSevenMLP
 from lit_threeseven.networks.many import LitThreeSevenMany
 from lit_threeseven.weights import read
@@ -21,7 +22,7 @@ def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it is no checkpoint of one of these classes, holds objects that could run code, or numbers that
+        UserError: If it is no checkpoint of one of these classes, holds objects that could run code, or numbers that
             are not finite.
     """
     checkpoint = read(path)
@@ -29,7 +30,7 @@ def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:
     try:
         model = network.load_from_checkpoint(path).eval()
     except Exception as error:  # the arguments in a damaged file may be anything
-        raise ValueError(f"{path} can't be used: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} can't be used: {' '.join(str(error).split())}") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise ValueError(f"{path} holds weights that are not finite.")
+        raise UserError(f"{path} holds weights that are not finite.")
     return model

@@ -6,9 +6,10 @@ import numpy as np
 import psutil
 from torch import Tensor, nn
 
+from lit_threeseven.errors import UserError
 from lit_threeseven.functional import check_positive, linear, normal, sigmoid
 from lit_threeseven.module import PIXELS, LitThreeSeven
-from lit_threeseven.weights import plain
+from lit_threeseven.resumable import plain
 
 
 class LitThreeSevenMLP(LitThreeSeven):
@@ -27,7 +28,7 @@ class LitThreeSevenMLP(LitThreeSeven):
         digits: The two digits to tell apart; `forward` gives the probability of the first.
 
     Raises:
-        ValueError: If an argument is out of its range, or training would not fit into the memory.
+        UserError: If an argument is out of its range, or training would not fit into the memory.
 
     Example:
         >>> model = LitThreeSevenMLP(hidden_sizes=[20, 10])
@@ -45,11 +46,11 @@ class LitThreeSevenMLP(LitThreeSeven):
         check_positive(gain=gain)
         sizes = plain(list(hidden_sizes))
         if not sizes or any(type(size) is not int or size < 1 for size in sizes):
-            raise ValueError(f"hidden_sizes must be whole numbers above 0, such as [500, 150], got {sizes}.")
+            raise UserError(f"hidden_sizes must be whole numbers above 0, such as [500, 150], got {sizes}.")
         numbers = sum((inputs + 1) * outputs for inputs, outputs in pairwise([PIXELS, *sizes, 1]))
         needed, free = 16 * numbers, psutil.virtual_memory().available  # a weight, its gradient, two numbers of Adam's
         if needed > free:
-            raise ValueError(
+            raise UserError(
                 f"hidden_sizes={sizes} takes {needed / 1e9:,.1f} GB to train, and {free / 1e9:,.1f} GB are free."
             )
         super().__init__(lr, gain, digits)

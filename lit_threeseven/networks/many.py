@@ -10,14 +10,15 @@ from torchmetrics import MeanSquaredError
 
 from lit_threeseven.batches import shared
 from lit_threeseven.dataset import check_digits
+from lit_threeseven.errors import UserError
 from lit_threeseven.functional import linear
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
-from lit_threeseven.weights import WeightsFromFile
+from lit_threeseven.resumable import Resumable
 
 POINTS = 100  # steps, at most, whose losses are kept
 
 
-class LitThreeSevenMany(WeightsFromFile):
+class LitThreeSevenMany(Resumable):
     """K independent `LitThreeSeven`s as the columns of one `W`, ``(784, K)``, and one `b`, ``(K,)``.
 
     Column k begins as ``LitThreeSeven(lr, init_std)`` does after ``torch.manual_seed(seed)``, and ends where it would,
@@ -34,14 +35,14 @@ class LitThreeSevenMany(WeightsFromFile):
         results: After a validation "loss" and "accuracy" of each network, ``(K,)``.
 
     Raises:
-        ValueError: If there is no network, one is there twice or has an argument out of range, or a step would not fit
+        UserError: If there is no network, one is there twice or has an argument out of range, or a step would not fit
             into the memory.
     """
 
     def __init__(self, models: list[tuple[float, float, int]], digits: tuple[int, int] = (3, 7), rows: int = 0) -> None:
         super().__init__()
         if not models or len(set(models)) < len(models):
-            raise ValueError(
+            raise UserError(
                 f"Give at least one network, and none twice; got {len(models)}, {len(set(models))} different."
             )
         check_memory(len(models), rows)
@@ -131,10 +132,10 @@ class LitThreeSevenMany(WeightsFromFile):
 
 
 def check_memory(networks: int, rows: int) -> None:
-    """Raise a ValueError if training that many networks at once on batches of `rows` images would not fit."""
+    """Raise a UserError if training that many networks at once on batches of `rows` images would not fit."""
     each, free = 4 * (6 * rows + 3 * PIXELS), psutil.virtual_memory().available  # bytes; six numbers per image
     if each * networks > free:
-        raise ValueError(
+        raise UserError(
             f"{networks:,} networks at once take {each * networks / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: "
             f"{free // each:,} would fit."
         )

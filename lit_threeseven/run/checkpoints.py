@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from lit_threeseven import LitThreeSeven, weights
-from lit_threeseven.run.options import UserError
+from lit_threeseven.errors import UserError
 
 # What a run needs to resume, and what a checkpoint may say about itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}

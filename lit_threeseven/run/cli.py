@@ -17,9 +17,9 @@ from torch import distributed
 from typing_extensions import override
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.errors import UserError
 from lit_threeseven.networks import load
 from lit_threeseven.run import checkpoints, launch, options
-from lit_threeseven.run.options import UserError
 from lit_threeseven.use import predict
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 from lit_threeseven.weights import PRETRAINED

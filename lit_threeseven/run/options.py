@@ -20,8 +20,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.weights import PRETRAINED, arguments
+from lit_threeseven.resumable import arguments
+from lit_threeseven.weights import PRETRAINED
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
@@ -49,10 +51,6 @@ WORDS = {
     r"typing\.Literal\[(.*)\]": r"\1",
     r"tuple with (\d+) elements": r"a list of \1",
 }
-
-
-class UserError(Exception):
-    """Something the user can fix; the message is a sentence that says what was given and what to do."""
 
 
 def check_files(args: Iterable[str]) -> None:

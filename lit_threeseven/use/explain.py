@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_threeseven.errors import UserError
 from lit_threeseven.module import LitThreeSeven
 from lit_threeseven.watch import figures
 
@@ -39,7 +40,7 @@ class Explanations:
         files: The pictures.
 
     Raises:
-        ValueError: If the folder can't be written to.
+        UserError: If the folder can't be written to.
     """
 
     def __init__(self, folder: Path, files: list[str]) -> None:
@@ -48,7 +49,7 @@ class Explanations:
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: LitThreeSeven, file: str, image: Tensor, title: str) -> None:
-        """Write the figure of a file's image, ``(28, 28)``; raises ValueError if that can't be done."""
+        """Write the figure of a file's image, ``(28, 28)``; raises UserError if that can't be done."""
         stem = os.fsdecode(os.fsencode(Path(file).name)[:200])  # a name has at most 255 bytes
         path, number = self.folder / f"{stem}{ENDING}", 2
         while path in self.taken:
@@ -63,4 +64,4 @@ class Explanations:
         try:
             yield
         except OSError as error:
-            raise ValueError(f"--explain {self.folder} can't be written to ({error.strerror or error}).") from error
+            raise UserError(f"--explain {self.folder} can't be written to ({error.strerror or error}).") from error

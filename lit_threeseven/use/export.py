@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_threeseven.errors import UserError
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
 from lit_threeseven.run.checkpoints import write_whole
 from lit_threeseven.use import pictures
@@ -42,7 +43,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
         The largest difference of a probability between file and network.
 
     Raises:
-        ValueError: If the file's answers differ by more than 1e-6, or the page would be too large.
+        UserError: If the file's answers differ by more than 1e-6, or the page would be too large.
         ImportError: If a package for this format is not installed.
         OSError: If the file can't be written.
     """
@@ -55,7 +56,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
         content = unchecked.read_bytes()
     worst = max(differences)
     if not worst <= TOLERANCE:
-        raise ValueError(f"The {form} file differs from the network by {worst:.1e}, more than {TOLERANCE:.0e}.")
+        raise UserError(f"The {form} file differs from the network by {worst:.1e}, more than {TOLERANCE:.0e}.")
     write_whole(path, content)
     return worst
 
@@ -129,7 +130,7 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
         labels: ``(N, 1)``, 1 for the first digit.
 
     Raises:
-        ValueError: If it would be larger than 300 KB, as with wide hidden layers.
+        UserError: If it would be larger than 300 KB, as with wide hidden layers.
     """
     parameters = [parameter.detach().cpu().numpy() for parameter in model.parameters()]
     chosen = torch.cat([(labels.flatten() == label).nonzero()[: EXAMPLES // 2, 0] for label in (1, 0)]).sort().values
@@ -151,7 +152,7 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
     text = Path(__file__).with_name("page.html").read_text("utf-8").replace("/*given*/null", json.dumps(given))
     size = len(text.encode())
     if size > LARGEST_PAGE:
-        raise ValueError(
+        raise UserError(
             f"The page would have {size / 1000:,.0f} KB, at most {LARGEST_PAGE // 1000} are allowed; export a network "
             "with narrower hidden layers, such as --model.hidden_sizes '[40]'."
         )

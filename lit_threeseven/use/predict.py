@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from lit_threeseven.datamodule import ThreeSevenDataModule
 from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, load
+from lit_threeseven.errors import UserError
 from lit_threeseven.module import THRESHOLD, LitThreeSeven
 from lit_threeseven.pixels import flatten
-from lit_threeseven.run.options import UserError
 from lit_threeseven.use.explain import ENDING, Explanations
 from lit_threeseven.use.pictures import NoInkError, normalize
 
@@ -167,12 +167,12 @@ def report(model: LitThreeSeven, paths: list[str], form: Format = "table", expla
         explain: Folder for a picture of each file's image, with each pixel's contribution; made if it is not there.
 
     Raises:
-        ValueError: If a list has no files, or an explanation can't be written.
+        UserError: If a list has no files, or an explanation can't be written.
         UserError: If files can't be read, when all others have been answered.
     """
     files, unreadable = find(paths), 0
     if not files:
-        raise ValueError("There are no pictures in the list on standard input.")
+        raise UserError("There are no pictures in the list on standard input.")
     explanations = Explanations(Path(explain), files) if explain else None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
