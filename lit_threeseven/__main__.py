@@ -1,46 +1,50 @@
 """The command ``lit-threeseven``, also as ``python -m lit_threeseven``."""
 
 import os
-import signal
 import sys
-from typing import Any
 
-SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+from lit_threeseven import __version__, commands, signals
 
+HELP = """usage: lit-threeseven [options of fit]
+       lit-threeseven COMMAND [options]
 
-def end(signum: int, frame: Any) -> None:
-    """End at once: an exception in the middle of an import may be lost, or come out as another one."""
-    first = (os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0") == "0"
-    if first:
-        os.write(2, f"lit-threeseven: Stopped by {SIGNALS[signal.Signals(signum)]}.\n".encode())
-    os._exit(128 + signum if first else 0)
+Learn to tell handwritten threes from sevens. Without a command it trains, tests, and prints a short table.
 
+train and measure, by Lightning:
+  fit         train; saves at most 20 times, and resumes with --run NAME
+  validate    measure a checkpoint on held-out images
+  test        measure a checkpoint on the test images
+  predict     write a checkpoint's answer for each test image
 
-def hold(yes: bool) -> None:
-    """Hold signals back, here and in processes started from here, until they are let through (not on Windows)."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK if yes else signal.SIG_UNBLOCK, SIGNALS)
+use and check:
+{}
+
+lit-threeseven COMMAND --help explains a command's options. --config takes a recipe's name (article, deep or fast) or a
+YAML file.
+
+options:
+  -h, --help  show this page
+  --version   show the version
+"""
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C and SIGTERM end it with one line from the very first moment."""
-    for signum in SIGNALS:
-        signal.signal(signum, end)
-    hold(False)  # which the process that started this one may have held
-    from lit_threeseven.run import checkpoints, cli  # this takes seconds
+    """Run a command; Ctrl-C and SIGTERM end it with one line from the very first moment."""
+    signals.take(signals.end)
+    signals.hold(False)  # which the process that started this one may have held
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
+    name, *args = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(HELP.format("\n".join(f"  {name:11} {what}" for name, what in commands.COMMANDS.items())), end="")
+    elif name == "--version":
+        print(f"lit-threeseven {__version__}")
+    elif name in commands.COMMANDS:
+        signals.run(lambda: commands.main(name, args))
+    else:
+        from lit_threeseven.run import cli  # this takes seconds
 
-    def stop(signum: int, frame: Any) -> None:
-        raise checkpoints.Stopped(signum)
-
-    for signum in SIGNALS:
-        signal.signal(signum, stop)
-    try:
-        cli.main()
-    except checkpoints.Stopped as stopped:  # by another signal, while it said its last words
-        sys.exit(stopped.exit_code)
-    finally:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_DFL)
+        signals.run(cli.main)
 
 
 if __name__ == "__main__":

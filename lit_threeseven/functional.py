@@ -4,7 +4,7 @@ Each function gives the same bits on any device, and its derivatives too; `whole
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,9 @@ from lit_threeseven import whole
 from lit_threeseven.errors import UserError
 from lit_threeseven.pixels import scale
 from lit_threeseven.whole import over_processes
+
+# Below this probability an image is taken for the second digit, otherwise for the first.
+THRESHOLD = 0.5
 
 SLOPE = 2.0**-51  # unit of a slope: that of a mean of squared errors is at most 8/27, and two words reach 16
 ROUND = 1.5 * 2.0**20  # added to a float64 between -1 and 1 and subtracted again, it rounds it to 2^-32
@@ -60,6 +63,22 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
         return _of_bytes(x, W, b)
     return scale(x).to(W.dtype) @ W + b
+
+
+def layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The logits of layers with sigmoids between them: ``sigmoid(x W1 + b1) W2 + b2``, and so on.
+
+    Args:
+        x: As for `linear`.
+        parameters: `W1`, `b1`, `W2`, …; those of a single layer, `W` and `b`, too.
+
+    Returns:
+        ``(N, K)``, where the last layer has K columns.
+    """
+    z = linear(x, *parameters[:2])
+    for W, b in zip(parameters[2::2], parameters[3::2], strict=True):
+        z = linear(sigmoid(z), W, b)
+    return z
 
 
 class _Linear(torch.autograd.Function):

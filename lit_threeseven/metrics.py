@@ -5,10 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 
-from lit_threeseven.functional import sum_of_squares
-
-# Below this probability an image is taken for the second digit, otherwise for the first.
-THRESHOLD = 0.5
+from lit_threeseven.functional import THRESHOLD, sum_of_squares
 
 
 def sums(probability: Tensor, y: Tensor) -> Tensor:

@@ -12,8 +12,15 @@ from lit_threeseven import metrics
 from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.errors import UserError
-from lit_threeseven.functional import GradientDescent, check_positive, linear, mean_squared_error, normal, sigmoid
-from lit_threeseven.metrics import THRESHOLD
+from lit_threeseven.functional import (
+    THRESHOLD,
+    GradientDescent,
+    check_positive,
+    linear,
+    mean_squared_error,
+    normal,
+    sigmoid,
+)
 from lit_threeseven.resumable import Resumable, plain
 from lit_threeseven.whole import over_processes
 

@@ -7,7 +7,7 @@ import psutil
 from torch import Tensor, nn
 
 from lit_threeseven.errors import UserError
-from lit_threeseven.functional import check_positive, linear, normal, sigmoid
+from lit_threeseven.functional import check_positive, layers, normal
 from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import plain
 
@@ -65,7 +65,4 @@ class LitThreeSevenMLP(LitThreeSeven):
 
     def logits(self, x: Tensor) -> Tensor:
         """What the last sigmoid makes a probability of, ``(N, 1)``; see `LitThreeSeven.forward`."""
-        z = linear(x, self.W1, self.b1)
-        for i in range(2, len(self.hparams["hidden_sizes"]) + 2):
-            z = linear(sigmoid(z), getattr(self, f"W{i}"), getattr(self, f"b{i}"))
-        return z
+        return layers(x, [*self.parameters()])

@@ -1,4 +1,4 @@
-"""Answers for files of pictures, as a table, as CSV or as JSON lines."""
+"""`recognize`: which digit pictures show; with torch, numpy and Pillow alone, to answer soon."""
 
 import csv
 import io
@@ -12,22 +12,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from pydoc import locate
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_threeseven.datamodule import ThreeSevenDataModule
-from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, load
+from lit_threeseven import runs
+from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, raw_folder
 from lit_threeseven.errors import UserError
-from lit_threeseven.module import THRESHOLD, LitThreeSeven
+from lit_threeseven.functional import THRESHOLD, layers, sigmoid
 from lit_threeseven.pixels import flatten
-from lit_threeseven.use.explain import ENDING, Explanations
 from lit_threeseven.use.pictures import NoInkError, normalize
-
-Format = Literal["table", "csv", "jsonl"]
+from lit_threeseven.weights import read
 
 CHUNK = 64  # pictures that are answered together
 
@@ -55,13 +55,96 @@ class Answer:
     remark: str = ""
 
 
-def add_options(parser: Any) -> None:
-    """Add the command line's options for pictures to a parser of jsonargparse."""
-    paths = "Pictures to answer: files, folders, or - for a list of them on standard input."
-    explain = "Folder for a figure of each picture: how the network sees it, and what each pixel contributes."
-    parser.add_argument("paths", nargs="*", metavar="PATH", help=paths)
-    parser.add_argument("--format", type=Format, default="table", help="Form of the answers for pictures.")
-    parser.add_argument("--explain", type=str | None, metavar="FOLDER", help=explain)
+@dataclass
+class Network:
+    """A trained network without Lightning: calling it gives what `LitThreeSeven.forward` does.
+
+    Attributes:
+        parameters: `W1`, `b1`, `W2`, …, or `W` and `b`.
+        digits: The two digits that it tells apart.
+    """
+
+    parameters: list[Tensor]
+    digits: tuple[int, int]
+
+    @classmethod
+    def load(cls, path: Path) -> "Network":
+        """That of a checkpoint of `LitThreeSeven` or `LitThreeSevenMLP`; raises UserError for another one."""
+        checkpoint = read(path)
+        kind = str(checkpoint.get("network", "LitThreeSeven")).rpartition(".")[2]
+        if kind not in ("LitThreeSeven", "LitThreeSevenMLP"):
+            raise UserError(f"{path} holds {checkpoint['network']}; say so, with --model {checkpoint['network']}.")
+        parameters = [*checkpoint["state_dict"].values()]
+        inputs = 784
+        for W, b in zip(parameters[::2], parameters[1::2], strict=len(parameters) > 0):
+            if W.shape != (inputs, len(b)) or b.ndim != 1 or not (W.isfinite().all() and b.isfinite().all()):
+                raise UserError(f"{path} can't be used: it holds no layers of finite weights from 784 pixels to one.")
+            inputs = len(b)
+        if inputs != 1:
+            raise UserError(f"{path} can't be used: it holds no layers of finite weights from 784 pixels to one.")
+        first, second = checkpoint.get("hyper_parameters", {}).get("digits", BUNDLED_DIGITS)
+        return cls(parameters, (int(first), int(second)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """As `LitThreeSeven.logits`."""
+        return layers(x, self.parameters)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As `LitThreeSeven.forward`."""
+        return sigmoid(self.logits(x))
+
+
+def recognize(
+    paths: list[str],
+    model: str | None = None,
+    ckpt_path: str | None = None,
+    run: str | None = None,
+    explain: str | None = None,
+) -> Iterator[Answer]:
+    """Say which digit pictures show.
+
+    Any picture that Pillow reads will do, of one digit on plain or ruled paper. The exit code is 1 if a file can't be
+    read.
+
+    Args:
+        paths: Pictures: files, folders, or - for a list of them on standard input.
+        model: LitThreeSeven or LitThreeSevenMLP for a network that ships (the first by default), or your own class,
+            such as nets.Mine, with its checkpoint.
+        ckpt_path: A checkpoint's file, or best or last of the newest run.
+        run: Name of a run, whose best network to use.
+        explain: Folder for a figure of each picture: how the network sees it, and what each pixel contributes.
+
+    Yields:
+        An answer for each file, in order.
+
+    Raises:
+        UserError: If a list has no files, there is no such network, or an explanation can't be written.
+    """
+    files = find(paths)
+    if not files:
+        raise UserError("There are no pictures in the list on standard input.")
+    network = choose(model, ckpt_path, run)
+    explanations = None
+    if explain:
+        from lit_threeseven.use.explain import Explanations  # takes a second
+
+        explanations = Explanations(Path(explain), files)
+    for answer, image in answers(network, files):
+        if explanations and image is not None:
+            title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
+            explanations.save(network, answer.file, image, title)
+        yield answer
+
+
+def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
+    """The network that `recognize` is asked for."""
+    if model and "." in model and model.rpartition(".")[0] != "lit_threeseven.networks":
+        kind: Any = locate(model)
+        if kind is None:
+            raise UserError(f"There is no class {model}; give its module and name, such as nets.Mine.")
+        return kind.load_from_checkpoint(runs.find(ckpt_path, run)).eval()
+    shipped = (model or "LitThreeSeven").rpartition(".")[2]
+    return Network.load(runs.find(ckpt_path if ckpt_path or run else shipped, run))
 
 
 def find(paths: Iterable[str]) -> list[str]:
@@ -90,15 +173,15 @@ def _inside(path: str) -> Iterator[str]:
     for folder, folders, names in os.walk(path, onerror=lambda error: found.append(error.filename)):
         folders.sort()
         pictures = (name for name in sorted(names) if Path(name).suffix.lower() in endings)
-        found.extend(str(Path(folder, name)) for name in pictures if not name.endswith(ENDING))
+        found.extend(str(Path(folder, name)) for name in pictures if not name.endswith(".explained.png"))
     yield from found or [path]
 
 
-def answers(model: LitThreeSeven, files: list[str]) -> Iterator[tuple[Answer, Tensor | None]]:
+def answers(model: Any, files: list[str]) -> Iterator[tuple[Answer, Tensor | None]]:
     """The answer for each file, in order, with the image as the network sees it, ``(28, 28)``, if there is one.
 
     Args:
-        model: A network in evaluation mode.
+        model: A `Network`, or a `LitThreeSeven`.
         files: Paths; only `CHUNK` pictures are in memory at once.
     """
     first, second = model.digits
@@ -142,7 +225,8 @@ def _read(file: str) -> tuple[Tensor | None, str]:
 @cache
 def _training_images() -> tuple[Tensor, Tensor]:
     """All of them, ``(N, 784)``, and their lengths as vectors, ``(N,)``."""
-    images = flatten(load(BUNDLED_ROOT, BUNDLED_DIGITS, train=True)[0])
+    content = (raw_folder(BUNDLED_ROOT) / "train-images-idx3-ubyte").read_bytes()
+    images = flatten(torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784).copy()))
     return images, images.norm(dim=1)
 
 
@@ -157,46 +241,35 @@ def unlike(x: Tensor, digits: tuple[int, int]) -> Tensor:
     return (distance > UNLIKE[0]) | (1 - cosine > UNLIKE[1])
 
 
-def report(model: LitThreeSeven, paths: list[str], form: Format = "table", explain: str | None = None) -> None:
-    """Print the answers for pictures.
+def show(result: Iterator[Answer], format: Literal["table", "csv", "jsonl"] = "table") -> None:
+    """Print answers as they come.
 
     Args:
-        model: A network in evaluation mode.
-        paths: As for `find`.
-        form: "table" for people; "csv"; "jsonl", a JSON object per line.
-        explain: Folder for a picture of each file's image, with each pixel's contribution; made if it is not there.
+        result: Those of `recognize`.
+        format: Form of the answers: table is for people; jsonl has a JSON object per line.
 
     Raises:
-        UserError: If a list has no files, or an explanation can't be written.
         UserError: If files can't be read, when all others have been answered.
     """
-    files, unreadable = find(paths), 0
-    if not files:
-        raise UserError("There are no pictures in the list on standard input.")
-    explanations = Explanations(Path(explain), files) if explain else None
+    unreadable = 0
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
     columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't tell it stays empty
     options = {"ncols": columns, "nrows": lines, "leave": False, "delay": 1, "disable": not sys.stderr.isatty()}
     head = {"table": "digit  probability  file", "csv": ",".join(field.name for field in fields(Answer))}
     try:
-        with tqdm(files, "Pictures", **options) as bar:
-            if form in head:
-                tqdm.write(head[form])
-            for answer, image in answers(model, files):
-                tqdm.write(_line(answer, form))
-                unreadable += answer.remark.startswith(UNREADABLE)
-                if explanations and image is not None:
-                    title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
-                    explanations.save(model, answer.file, image, title)
-                bar.update()
+        for i, answer in enumerate(tqdm(result, "Pictures", **options)):
+            if not i and format in head:
+                tqdm.write(head[format])
+            tqdm.write(_line(answer, format))
+            unreadable += answer.remark.startswith(UNREADABLE)
     except BrokenPipeError:  # whoever read the answers has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if unreadable:
         raise UserError(f"{unreadable:,} of the pictures can't be read.")
 
 
-def _line(answer: Answer, form: Format) -> str:
+def _line(answer: Answer, form: str) -> str:
     if form == "jsonl":
         return json.dumps(asdict(answer))
     if form == "csv":
@@ -206,21 +279,6 @@ def _line(answer: Answer, form: Format) -> str:
     digit = "?" if answer.digit is None else answer.digit
     probability = "" if answer.probability is None else f"{answer.probability:.2%}"
     return f"{digit:>5}  {probability:>11}  {printable(answer.file)}" + f"  ({answer.remark})" * bool(answer.remark)
-
-
-def table(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int, int]:
-    """A Trainer's predictions of test images as CSV, how many of them are right, and how many there are."""
-    names = ("rows", "digit", "probability")
-    rows, digit, probability = (torch.cat([batch[name] for batch in batches]).cpu() for name in names)
-    order = rows.argsort()
-    rows, digit, probability = rows[order], digit[order], probability[order]
-    first, second = data.digits
-    _, y = data.test[rows]  # limit_predict_batches may be given
-    truth = torch.where(y == 1, first, second)
-    lines = [f"image,truth,digit,probability of {first}\n"]
-    for row in torch.cat([rows.unsqueeze(1), truth, digit, probability.double()], dim=1).tolist():
-        lines.append("{:.0f},{:.0f},{:.0f},{:.9g}\n".format(*row))
-    return "".join(lines), int((digit == truth).sum()), len(truth)
 
 
 def printable(name: str) -> str:

@@ -1,0 +1,49 @@
+"""`export`: a trained network for other programs, or as a page."""
+
+from pathlib import Path
+from typing import Literal
+
+from lit_threeseven import runs
+from lit_threeseven.datamodule import ThreeSevenDataModule
+from lit_threeseven.errors import UserError
+from lit_threeseven.networks import load
+from lit_threeseven.use import export as formats
+
+
+def export(
+    checkpoint: str, to: Literal["onnx", "torch-export", "html"], out: str | None = None, data_dir: str | None = None
+) -> tuple[Path, float]:
+    """Write a trained network for other programs.
+
+    onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
+    1), for any N. html is a page to draw on. The file is loaded back and compared with the network on the test images
+    before it is written. It needs: pip install 'lit_threeseven[export]'
+
+    Args:
+        checkpoint: A checkpoint's file; best or last of the newest run; or pretrained, for the single layer that ships.
+        to: Format.
+        out: File to write; by default the checkpoint's name, in this folder.
+        data_dir: MNIST root, for networks that tell digits other than 3 and 7 apart.
+
+    Returns:
+        The file, and the largest difference of a probability between file and network.
+
+    Raises:
+        UserError: If the checkpoint can't be used, or the file's answers differ.
+        ImportError: If a package for this format is not installed.
+        OSError: If the file can't be written.
+    """
+    source = runs.find(checkpoint)
+    path = Path(out or source.stem + formats.ENDINGS[to])
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give a file in it.")
+    model = load(source)
+    data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
+    data.setup("test")
+    return path, formats.export(model, path, to, *data.test.tensors)
+
+
+def show(result: tuple[Path, float]) -> None:
+    """Print what was written."""
+    path, worst = result
+    print(f"{path}: {path.stat().st_size:,} bytes, at most {worst:.1e} from the network's probabilities of test images")

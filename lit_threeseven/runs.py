@@ -1,0 +1,47 @@
+"""The folders of runs, ``logs/NAME``, and their checkpoints."""
+
+import re
+from pathlib import Path
+
+from lit_threeseven.errors import UserError
+from lit_threeseven.weights import PRETRAINED
+
+
+def find(ckpt_path: str | None, run: str | None = None, logs: Path | None = None) -> Path:
+    """The file of a checkpoint.
+
+    Args:
+        ckpt_path: A file; "best" or "last" of a run; or the name of a network that ships, such as "LitThreeSeven", or
+            "pretrained" for that one. None means "best".
+        run: Name of the run; None means the one that saved such a checkpoint last.
+        logs: Folder of all runs; None means ``logs``.
+
+    Raises:
+        UserError: If it is not there, or both arguments say what to use.
+    """
+    logs = Path("logs") if logs is None else logs
+    if run is not None and ckpt_path not in (None, "best", "last"):
+        raise UserError("--run and --ckpt_path both say what to use; give one of them.")
+    shipped = PRETRAINED / f"{'LitThreeSeven' if ckpt_path == 'pretrained' else ckpt_path}.ckpt"
+    if ckpt_path and Path(ckpt_path).name == ckpt_path and shipped.is_file():
+        return shipped
+    if ckpt_path in (None, "best", "last"):
+        name = f"{ckpt_path or 'best'}.ckpt"
+        found = [folder(logs, run) / "checkpoints" / name] if run else [*logs.glob(f"*/checkpoints/{name}")]
+        if not found:
+            raise UserError(
+                f"No run in {logs.resolve()} has saved a checkpoint; train first, or give a checkpoint's file."
+            )
+        path = max(found, key=lambda path: path.stat().st_mtime_ns if path.exists() else 0)
+    else:
+        path = Path(str(ckpt_path)).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint file {path}; give a file, or best or last of a run.")
+    return path
+
+
+def folder(logs: Path, run: str) -> Path:
+    """The folder of a run, which need not be there."""
+    if not re.fullmatch(r"\w[\w.+=@-]*", run):
+        raise UserError(f"--run takes the name of a folder in {logs.resolve()}, such as first-try, got {run!r}.")
+    return logs / run
