@@ -28,23 +28,24 @@ options:
 """
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Run a command; Ctrl-C and SIGTERM end it with one line from the very first moment."""
     signals.take(signals.end)
     signals.hold(False)  # which the process that started this one may have held
     if "WORLD_SIZE" not in os.environ:
         os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
-    name, *args = sys.argv[1:] or [""]
+    args = sys.argv[1:] if args is None else args
+    name = args[0] if args else ""
     if name in ("-h", "--help"):
-        print(HELP.format("\n".join(f"  {name:11} {what}" for name, what in commands.COMMANDS.items())), end="")
+        print(HELP.format("\n".join(f"  {name:11} {what}" for name, what in commands.COMMANDS.items())).rstrip())
     elif name == "--version":
         print(f"lit-threeseven {__version__}")
     elif name in commands.COMMANDS:
-        signals.run(lambda: commands.main(name, args))
+        signals.run(lambda: commands.main(name, args[1:]))
     else:
         from lit_threeseven.run import cli  # this takes seconds
 
-        signals.run(cli.main)
+        signals.run(lambda: cli.main(args))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """
     x = x.flatten(1)
     if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
-        return _of_bytes(x, W, b)
+        return _Linear.apply(x, W, b)
     return scale(x).to(W.dtype) @ W + b
 
 
@@ -100,9 +100,6 @@ class _Linear(torch.autograd.Function):
         low, high = over_processes(sums).double()
         sums = torch.where(low[-1:] > 0, math.nan, (high * 2.0**28 + low) * SLOPE)[:-1]
         return None, (sums[:-1] / 255).float().unsqueeze(1), sums[-1:].float()
-
-
-_of_bytes: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compiler.disable(_Linear.apply)
 
 
 def sigmoid(x: Tensor) -> Tensor:

@@ -12,6 +12,13 @@ from lit_threeseven.errors import UserError
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
+# What a run needs to resume, and what a checkpoint may say about itself.
+RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
+RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
+NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
+NOTED |= {"optimizer": str, "network": str}
+
+
 def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of Lightning's without running any code.
 
@@ -39,4 +46,11 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
             raise UserError(f"{path} is refused: it holds {code[1]}, which could run code. None was run.") from error
         why = type(error).__name__
         raise UserError(f"{path} is not a lit-threeseven checkpoint, or is truncated ({why}).") from error
+    for name, kind in (RESUMED | NOTED).items():
+        if not isinstance(checkpoint.get(name, kind()), kind):
+            raise UserError(f"{path} is damaged: its entry {name} is not of type {kind.__name__}.")
+    for name in ("loops", "optimizer_states", "lr_schedulers"):
+        entries = checkpoint.get(name, [])
+        if not all(isinstance(entry, dict) for entry in (entries.values() if name == "loops" and entries else entries)):
+            raise UserError(f"{path} is damaged: its entry {name} holds something else than dictionaries.")
     return checkpoint

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import os
 import runpy
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -17,8 +18,8 @@ from build_bundle import idx_bytes
 from processes import RECIPES, Job
 from torchvision.datasets import MNIST
 
-from lit_threeseven import dataset
-from lit_threeseven.run.cli import main
+from lit_threeseven import dataset, signals
+from lit_threeseven.__main__ import main
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -103,7 +104,10 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return code or 0, captured.out, captured.err
 
     run.folder = folder
-    return run
+    handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")

@@ -298,7 +298,7 @@ def test_how_many_networks_would_fit_is_estimated(monkeypatch):
 def test_the_fast_recipe_reaches_98_2_percent_on_every_seed(cli, seed):
     for number in [seed] if seed == 0 else seed:
         options = ("--seed_everything", str(number), "--data.seed", str(number))
-        code, table, error = cli("--config", str(SCRIPTS / "configs" / "fast.yaml"), *options)
+        code, table, error = cli("--config", "fast", *options)
         assert (code, error) == (0, "")
         (accuracy,) = [line.split()[-1] for line in table.splitlines() if "accuracy" in line]
         assert float(accuracy[:-1]) >= 98.2
@@ -306,7 +306,7 @@ def test_the_fast_recipe_reaches_98_2_percent_on_every_seed(cli, seed):
 
 @pytest.mark.slow
 def test_the_deep_recipe_reaches_99_75_percent(cli):
-    code, table, error = cli("--config", str(SCRIPTS / "configs" / "deep.yaml"))
+    code, table, error = cli("--config", "deep")
     assert (code, error) == (0, "")
     (accuracy,) = [line.split()[-1] for line in table.splitlines() if "accuracy" in line]
     assert float(accuracy[:-1]) >= 99.75

@@ -62,7 +62,7 @@ def test_article_starts_are_those_of_the_article_s_recipe(script, cli):
             "--trainer.default_root_dir",
             seed,
         )
-        cli("fit", "--config", str(SCRIPTS / "configs" / "article.yaml"), *options)
+        cli("fit", "--config", "article", *options)
         checkpoint = torch.load(f"{seed}/logs/version_0/checkpoints/last.ckpt", weights_only=True)
         model = LitThreeSeven(init_std=1.0)
         model.load_state_dict(checkpoint["state_dict"])

@@ -2,9 +2,12 @@
 
 import inspect
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from lit_threeseven.errors import UserError
 
 COMMANDS = {
     "recognize": "say which digit pictures show",
@@ -16,57 +19,60 @@ COMMANDS = {
 
 def main(name: str, args: list[str]) -> None:
     """Run a command; a user's mistake ends it with a sentence and exit code 1."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
     module = import_module(f"{__name__}.{name}")
     function, show = getattr(module, name), module.show
     about = inspect.cleandoc(function.__doc__).partition("\nArgs:")[0].strip()
-    parser = ArgumentParser(prog=f"lit-threeseven {name}", description=about, exit_on_error=False)
+    parser = Parser(prog=f"lit-threeseven {name}", description=about)
     try:
-        names, others = add_options(parser, function), add_options(parser, show)
-        given = parser.parse_args(args)
+        names, others = parser.add_function(function), parser.add_function(show)
+        given = vars(parser.parse_args(args))
         result = function(**{name: given[name] for name in names})
         show(result, **{name: given[name] for name in others})
-    except ArgumentError as error:
-        sys.exit(f"lit-threeseven: error: {' '.join(str(error).split())} (see lit-threeseven {name} --help)")
     except ImportError as error:
         sys.exit(f"lit-threeseven: error: {error}; install what is missing: pip install 'lit_threeseven[export]'")
     except (OSError, ValueError) as error:
         sys.exit(f"lit-threeseven: error: {error}")
 
 
-def add_options(parser: Any, function: Callable[..., Any]) -> list[str]:
-    """Make options of a function's arguments and their docstring; gives their names, without `show`'s `result`.
+class Parser(ArgumentParser):
+    """An `ArgumentParser` that takes options from functions, and raises a UserError for a wrong one."""
 
-    A list without a default takes what has no option; one with a default is written with commas, as in 0.1,1,10; and
-    what is False by default is switched on.
-    """
-    from docstring_parser import parse
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise UserError(f"{message} ({self.prog} --help explains every option)")
 
-    help_ = {entry.arg_name: entry.description for entry in parse(function.__doc__ or "").params}
-    names, simple = [], []
-    for parameter in inspect.signature(function).parameters.values():
-        name, kinds = parameter.name, (parameter.annotation, *get_args(parameter.annotation))
-        items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
-        if name == "result":
-            continue
-        names.append(name)
-        if items and parameter.default is parameter.empty:
-            parser.add_argument(name, nargs="+", type=items, metavar=name[:-1].upper(), help=help_[name])
-        elif items:
-            parser.add_argument(f"--{name}", type=_commas(items), default=parameter.default, help=help_[name])
-        elif parameter.default is False:
-            parser.add_argument(f"--{name}", action="store_true", help=help_[name])
-        else:
-            simple.append(name)
-    parser.add_function_arguments(
-        function, as_positional=True, skip=set(inspect.signature(function).parameters) - {*simple}
-    )
-    return names
+    def add_function(self, function: Callable[..., Any]) -> list[str]:
+        """Make options of a function's arguments, types and docstring; gives their names, without `result`.
+
+        What has no default is given without a name; of a list, that is any number, and otherwise text with commas.
+        """
+        from docstring_parser import parse
+
+        texts = {entry.arg_name: entry.description or "" for entry in parse(function.__doc__ or "").params}
+        parameters = [p for name, p in inspect.signature(function).parameters.items() if name != "result"]
+        for parameter in parameters:
+            kinds = [parameter.annotation, *get_args(parameter.annotation)]
+            items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
+            options: dict[str, Any] = {"help": texts[parameter.name]}
+            if get_origin(parameter.annotation) is Literal:
+                options["choices"] = get_args(parameter.annotation)
+            if parameter.default is parameter.empty:
+                self.add_argument(parameter.name, nargs="+" if items else None, **options)
+                continue
+            if parameter.default is False:
+                options["action"] = "store_true"
+            else:
+                kind = next((kind for kind in (str, int, float) if kind in kinds), str)
+                options |= {"type": _commas(items) if items else kind, "default": parameter.default}
+                if parameter.default is not None:
+                    default = ",".join(map(str, parameter.default)) if items else parameter.default
+                    options["help"] += f" (default: {default})"
+            self.add_argument(f"--{parameter.name}", **options)
+        return [parameter.name for parameter in parameters]
 
 
-def _commas(kind: type) -> Callable[[Any], Any]:
-    def numbers(text: Any) -> Any:
-        return [kind(part) for part in text.split(",")] if isinstance(text, str) else text
+def _commas(kind: type) -> Callable[[str], list[Any]]:
+    def numbers(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
 
     return numbers

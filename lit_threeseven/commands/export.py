@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from lit_threeseven import runs
-from lit_threeseven.datamodule import ThreeSevenDataModule
-from lit_threeseven.errors import UserError
-from lit_threeseven.networks import load
-from lit_threeseven.use import export as formats
-
 
 def export(
-    checkpoint: str, to: Literal["onnx", "torch-export", "html"], out: str | None = None, data_dir: str | None = None
+    checkpoint: str,
+    to: Literal["onnx", "torch-export", "html"] = "onnx",
+    out: str | None = None,
+    data_dir: str | None = None,
 ) -> tuple[Path, float]:
     """Write a trained network for other programs.
 
@@ -33,6 +30,12 @@ def export(
         ImportError: If a package for this format is not installed.
         OSError: If the file can't be written.
     """
+    from lit_threeseven import runs
+    from lit_threeseven.datamodule import ThreeSevenDataModule
+    from lit_threeseven.errors import UserError
+    from lit_threeseven.networks import load
+    from lit_threeseven.use import export as formats
+
     source = runs.find(checkpoint)
     path = Path(out or source.stem + formats.ENDINGS[to])
     if path.is_dir():

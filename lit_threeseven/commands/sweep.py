@@ -1,23 +1,12 @@
 """`sweep`: many networks at once, as the columns of one `W`."""
 
-import copy
-import csv
-import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-from lit_threeseven.datamodule import ThreeSevenDataModule
-from lit_threeseven.errors import UserError
-from lit_threeseven.networks import LitThreeSevenMany
-from lit_threeseven.networks.many import check_memory
-from lit_threeseven.run.checkpoints import WholeCheckpointIO
-from lit_threeseven.run.options import silence_libraries
-from lit_threeseven.watch import FitProgressBar, figures
+    from lit_threeseven.networks import LitThreeSevenMany
 
 
 def sweep(
@@ -55,6 +44,20 @@ def sweep(
         UserError: If the grid is empty, has a network twice or one with an argument out of range, or does not fit into
             the memory.
     """
+    import copy
+    import itertools
+
+    import lightning as L
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from lit_threeseven.datamodule import ThreeSevenDataModule
+    from lit_threeseven.errors import UserError
+    from lit_threeseven.networks import LitThreeSevenMany
+    from lit_threeseven.networks.many import check_memory
+    from lit_threeseven.run.checkpoints import WholeCheckpointIO
+    from lit_threeseven.run.options import silence_libraries
+    from lit_threeseven.watch import FitProgressBar
+
     silence_libraries()
     if epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {epochs}.")
@@ -101,8 +104,14 @@ def sweep(
     return folder, table
 
 
-def write(folder: Path, writer: SummaryWriter, many: LitThreeSevenMany, table: list[dict[str, Any]]) -> None:
+def write(folder: Path, writer: "SummaryWriter", many: "LitThreeSevenMany", table: list[dict[str, Any]]) -> None:
     """Write the table, the figure, and TensorBoard's entries."""
+    import csv
+
+    import torch
+
+    from lit_threeseven.watch import figures
+
     with (folder / "table.csv").open("w", newline="") as file:
         rows = csv.DictWriter(file, table[0])
         rows.writeheader()

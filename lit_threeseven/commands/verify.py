@@ -12,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
-from lit_threeseven.datamodule import ThreeSevenDataModule
 from lit_threeseven.errors import UserError
-from lit_threeseven.module import LitThreeSeven
 
 PUBLISHED = Path(__file__).with_suffix(".json")
 RECIPES = {
@@ -68,6 +65,9 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def steps_without_waiting(accelerator: str = "cuda") -> None:
     """Train on one GPU, with an error if a step between two log steps waits for it."""
+    import lightning as L
+
+    from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 
     class NoWaiting(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shutil
 import signal
 import threading
@@ -20,28 +19,7 @@ from typing_extensions import override
 
 from lit_threeseven import LitThreeSeven, weights
 from lit_threeseven.errors import UserError
-
-# What a run needs to resume, and what a checkpoint may say about itself.
-RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
-RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
-NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
-NOTED |= {"optimizer": str, "network": str}
-
-
-class Stopped(SystemExit):
-    """A signal stopped the run: at once, or after everything needed to resume it was saved to `checkpoint`."""
-
-    def __init__(self, signum: int, epochs: int = 0, checkpoint: str = "") -> None:
-        names: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-        self.what = f"Stopped by {names.get(signum, 'a signal')}"
-        self.what += f" after {count(epochs)}; all progress is saved." if checkpoint else "."
-        self.checkpoint, self.exit_code = checkpoint, 128 + (signum or signal.SIGTERM)
-        super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".' if checkpoint else self.what)
-
-
-def count(epochs: int) -> str:
-    """A number of epochs in words."""
-    return f"{epochs:,} epoch" + "s" * (epochs != 1)
+from lit_threeseven.signals import Stopped, take
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -104,16 +82,16 @@ class LastCheckpoint(ModelCheckpoint):
     `log_every_n_steps` steps and at a save. A second signal stops at once.
 
     Args:
-        every_n_epochs: Epochs from one save to the next.
+        every_n_epochs: Epochs from one save to the next; None means after each validation.
         dirpath: Folder of `last.ckpt`; None lets Lightning choose it.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[LastCheckpoint(every_n_epochs=10)], plugins=[WholeCheckpointIO()])
     """
 
-    def __init__(self, every_n_epochs: int = 1, dirpath: Path | None = None) -> None:
+    def __init__(self, every_n_epochs: int | None = 1, dirpath: Path | None = None) -> None:
         super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self.period = every_n_epochs
+        self.period, self._validated = every_n_epochs, False
         self._signal = self._asked = 0  # the signal that came, and the step when all processes were last asked for one
 
     @override
@@ -126,13 +104,13 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._signal, self._asked = 0, trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, self._note)
+            take(self._note)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if a save is due or the run has to stop."""
-        due, stop = (trainer.current_epoch + 1) % self.period == 0, bool(self._signal)
+        due = (trainer.current_epoch + 1) % self.period == 0 if self.period else self._validated
+        self._validated, stop = False, bool(self._signal)
         if trainer.world_size > 1:  # ask the others rarely: all of them, and their devices, wait for the answer
             ask = due or trainer.global_step - self._asked >= max(1, trainer.log_every_n_steps)
             stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -145,8 +123,13 @@ class LastCheckpoint(ModelCheckpoint):
             raise Stopped(self._signal, trainer.current_epoch + 1, self.best_model_path)
 
     @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that a validation has ended."""
+        self._validated = True
+
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Take lost contact after a signal for a stop: the others had the signal too, and were quicker."""
+        """After a signal, an error of a collective operation means that the other processes have stopped already."""
         if self._signal and trainer.world_size > 1 and isinstance(exception, RuntimeError):
             raise Stopped(self._signal) from exception
         self._signal = self._signal or signal.SIGTERM  # there is nothing left to finish for the next one
@@ -157,45 +140,11 @@ class LastCheckpoint(ModelCheckpoint):
         self._signal = signum
 
 
-def find(logs: Path, name: str | None, ckpt_path: str | None, subcommand: str) -> tuple[Path | None, str]:
-    """The folder of the run called `name`, and the checkpoint to resume or use: a file, or "" for a fresh run.
-
-    `ckpt_path` is a file, or "best" or "last" of that run or of the newest one in the folder `logs` that has saved any.
-    """
-    run, fitting, or_else = None, subcommand == "fit", "pictures, or " * (subcommand == "predict")
-    if name is not None:
-        if not re.fullmatch(r"\w[\w.+=@-]*", name):
-            raise UserError(f"--run takes the name of a folder in {logs}, such as first-try, got {name!r}.")
-        if ckpt_path and (fitting or ckpt_path not in ("best", "last")):
-            raise UserError("--run and --ckpt_path both say what to resume or use; give one of them.")
-        run = logs / name
-        ckpt_path = str(run / "checkpoints" / f"{ckpt_path or ('last' if fitting else 'best')}.ckpt")
-        if fitting and not Path(ckpt_path).exists():
-            return run, ""
-    elif ckpt_path in ("best", "last"):
-        saved = {path.parent.parent.name for path in logs.glob("version_*/checkpoints/*.ckpt")}
-        numbers = [int(name[8:]) for name in saved if name[8:].isdigit()]
-        if not numbers:
-            raise UserError(f"No run in {logs} has saved a checkpoint; train first, or give a checkpoint's file.")
-        ckpt_path = str(logs / f"version_{max(numbers)}" / "checkpoints" / f"{ckpt_path}.ckpt")
-    elif not ckpt_path and not fitting:
-        raise UserError(f"{subcommand} needs {or_else}--run NAME, or --ckpt_path: a file, best, last or pretrained.")
-    if ckpt_path and not Path(ckpt_path).is_file():
-        raise UserError(f"There is no checkpoint file {ckpt_path}; give a file, or best or last of a run.")
-    return run, str(Path(ckpt_path).resolve()) if ckpt_path else ""
-
-
 def read(path: str, resume: bool) -> dict[str, Any]:
     """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
-    try:
-        checkpoint = weights.read(path)  # `check` looks at the weights themselves
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if resume and "optimizer_states" not in checkpoint:
+    checkpoint = weights.read(path)  # `check` looks at the weights themselves
+    if resume and not weights.RESUMED.keys() <= checkpoint.keys():
         raise UserError(f"{path} contains only weights; training can't resume from it.")
-    for name, kind in (RESUMED | NOTED).items():
-        if not isinstance(checkpoint.get(name, None if resume and name in RESUMED else kind()), kind):
-            raise UserError(f"{path} is damaged: its entry {name} is not of type {kind.__name__}.")
     return checkpoint
 
 

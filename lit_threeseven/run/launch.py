@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
 from typing_extensions import override
 
-from lit_threeseven.__main__ import hold
+from lit_threeseven.signals import hold, local_rank
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
 GRACE = 5  # seconds that other processes leave the first one on their machine to say what is wrong
@@ -35,11 +35,6 @@ def take_devices(trainer: Namespace) -> None:
         return
     if trainer.devices == "auto":
         trainer.devices, trainer.num_nodes = local, world_size // local
-
-
-def local_rank() -> int:
-    """Number of this process on its machine; 0 if it is alone."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def join_torchrun() -> None:

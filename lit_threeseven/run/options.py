@@ -1,42 +1,39 @@
-"""What the user gives and is told: options refused or filled in, errors and warnings as sentences, metrics as rows."""
+"""What the user gives and is told: options checked and filled in, mistakes as sentences, metrics as rows."""
 
 import errno
 import logging
 import os
 import re
 import threading
-import traceback
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from inspect import signature
+from itertools import pairwise
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import distributed
+from lightning.pytorch.cli import instantiate_class
+from torch import Tensor, distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.resumable import arguments
 from lit_threeseven.weights import PRETRAINED
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
 DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
 DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
-
-USUAL = "lit_threeseven.LitThreeSeven"  # the network, if no other is given
-
-# The system's errors for a full or damaged disk.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-
-# Code that checks its arguments only when it is used.
-LATE = ("torch.optim", "lightning.pytorch.callbacks", "lightning.pytorch.cli")
 
 PARSER_KEY = r'Parser key "(.+?)":'
 
@@ -47,80 +44,91 @@ WORDS = {
     r"<class 'bool'>": "true or false",
     r"<class 'NoneType'>": "null",
     r"<class 'str'>": "text",
+    r"<class 'list'>": "a list, such as [20, 10]",
+    r"<class 'tuple'>( with 2 elements)?": "a list of 2, such as [3, 7]",
+    r"tuple with (\d+) elements": r"a list of \1",
     r"dot import path string.*": "the name of a class",
     r"typing\.Literal\[(.*)\]": r"\1",
-    r"tuple with (\d+) elements": r"a list of \1",
 }
 
+CHECKS = 20  # validations and saves of a fit, at most, unless the user says otherwise
 
-def check_files(args: Iterable[str]) -> None:
-    """Refuse a file that is not YAML, whose aliases could multiply endlessly, or with no options in a section."""
-    for path in map(Path, filter(os.path.isfile, (arg.partition("=")[2] or arg for arg in args))):
-        if path.suffix not in (".yaml", ".yml", ".json"):
+
+def with_recipes(args: list[str]) -> list[str]:
+    """Put files in the place of recipes' names after ``--config``; refuse a file that is not plain YAML."""
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    for i, (option, name) in enumerate(pairwise(args), 1):
+        if option != "--config":
             continue
+        if re.fullmatch(r"\w+", name) and not Path(name).exists():
+            args[i] = str(RECIPES / f"{name}.yaml")
+            if not Path(args[i]).exists():
+                known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+                raise UserError(f"There is no recipe {name}; there are {known}, and --config takes a YAML file too.")
         try:
-            text = path.read_text("utf-8")
-            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:
+            text = Path(args[i]).read_text("utf-8")
+            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:  # they multiply
                 raise ValueError("more than 20 aliases; write the values out")
             content = yaml.safe_load(text)
+        except OSError as error:
+            raise UserError(f"--config {name} can't be read ({error.strerror}).") from error
         except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} is not a plain YAML file in UTF-8 ({error}).") from error
+            raise UserError(f"{name} is not a plain YAML file in UTF-8 ({error}).") from error
         for section in ("model", "data", "trainer"):
             if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
-                raise UserError(f"{path}: {section} has options of its own, got {content[section]}.")
+                raise UserError(f"{name}: {section} has options of its own, got {content[section]}.")
+    return args
 
 
-def settle(options: Namespace, work: list[str], lr_given: bool) -> None:
-    """Refuse options that can't work; fill in paths, how often to validate, and the optimizer's learning rate."""
-    trainer, optimizer = options.trainer, options.get("optimizer")
+def with_model(command: list[str]) -> list[str]:
+    """Name the usual network first. As the parser's default it would pass its own arguments on to another network."""
+    subcommand, *args = command
+    return command if subcommand[0] == "-" else [subcommand, "--model=lit_threeseven.LitThreeSeven", *args]
+
+
+def settle(options: Namespace, work: list[str]) -> None:
+    """Refuse options that can't work, and fill in paths."""
+    trainer = options.trainer
     for group, name in ((trainer, "default_root_dir"), (options.data, "data_dir"), (options, "ckpt_path")):
         if group[name]:
             if "://" in group[name]:
                 raise UserError(f"{name} must be a local path, got {group[name]}.")
             group[name] = os.path.expandvars(Path(group[name]).expanduser())
-    pictures = options.get("paths", [])
-    if options.ckpt_path == "pretrained" or (pictures and not (options.ckpt_path or options.run)):
+    if options.ckpt_path == "pretrained":
         options.ckpt_path = str(PRETRAINED / f"{options.model.class_path.rpartition('.')[2]}.ckpt")
-    if not pictures and (options.get("explain") or options.get("format", "table") != "table"):
-        raise UserError("--format and --explain are for pictures; give their files or folders.")
+    if type(options.seed_everything) is int and not 0 <= options.seed_everything < 2**32:
+        raise UserError(f"--seed_everything must be from 0 to 4294967295, got {options.seed_everything}.")
     some = ["max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"]
     for name in (*some, *(f"limit_{part}_batches" for part in work)):
         if trainer[name] == 0:
             raise UserError(f"--trainer.{name} 0 leaves nothing to do; drop it, or give a larger number.")
-    if type(trainer.val_check_interval) is not int:  # a whole number counts steps, across epochs if need be
-        trainer.check_val_every_n_epoch = check_every(trainer)
     if re.match("ddp_(spawn|fork|notebook)", str(trainer.strategy)):
         raise UserError(f"--trainer.strategy {trainer.strategy} is for notebooks; use ddp.")
+    optimizer = options.get("optimizer")
     if options.get("lr_scheduler") and not optimizer:
         raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
-    if optimizer and "lr" in optimizer.init_args:
-        lr = optimizer.init_args.lr = optimizer.init_args.lr if lr_given else options.model.init_args.lr
-        if not isinstance(lr, int | float) or not 0 < torch.tensor(lr, dtype=torch.float32) < float("inf"):
-            raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
+    lr = optimizer.init_args.get("lr", 1.0) if optimizer else 1.0
+    if not isinstance(lr, int | float) or not 0 < torch.tensor(lr, dtype=torch.float32) < float("inf"):
+        raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
 
 
-def network(checkpoint: dict[str, Any], chosen: Namespace) -> Namespace:
-    """The network that a checkpoint says it holds, for the chosen digits; the chosen one if it holds another."""
-    named: Any = locate(chosen.class_path)
-    kind = next((kind for kind in (named, *NETWORKS) if "network" in checkpoint and kind.saved(checkpoint)), None)
-    if kind is None or named not in (LitThreeSeven, kind):
-        return chosen
-    known = arguments(kind, checkpoint.get("hyper_parameters", {}))
-    return Namespace(
-        class_path=f"{kind.__module__}.{kind.__qualname__}",
-        init_args=Namespace(known | {"digits": chosen.init_args.digits}),
-    )
+def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any]:
+    """The Trainer's arguments that make it validate at most `CHECKS` times in a fit, unless the user says otherwise."""
+    if type(trainer.val_check_interval) is int or trainer.check_val_every_n_epoch:  # an int counts steps
+        return {"check_val_every_n_epoch": trainer.check_val_every_n_epoch}
+    limits = [trainer.max_epochs] if (trainer.max_epochs or 0) > 0 else []
+    if trainer.max_steps > 0:
+        steps = 1
+        if data.batch_size:
+            data.setup("fit")
+            steps = max(1, len(data.train_dataloader()) // (trainer.accumulate_grad_batches or 1))
+        limits.append(trainer.max_steps // steps)
+    if trainer.max_time and not limits and trainer.val_check_interval is None:
+        from lightning.pytorch.callbacks import Timer
 
-
-def with_model(command: list[str]) -> list[str]:
-    """Name the usual network first: a default of the parser would leave its arguments to another network."""
-    subcommand, *args = command
-    return command if subcommand[0] == "-" else [subcommand, f"--model={USUAL}", *args]
-
-
-def check_every(trainer: Namespace) -> int:
-    """Epochs from one saved checkpoint to the next: a whole fit has at most 20 unless the user says otherwise."""
-    return trainer.check_val_every_n_epoch or max(1, -(-(trainer.max_epochs or 0) // 20))
+        seconds = Timer(trainer.max_time).time_remaining() or 0
+        return {"val_check_interval": {"seconds": seconds / CHECKS}, "check_val_every_n_epoch": 1}
+    return {"check_val_every_n_epoch": max(1, -(-min(limits, default=100 * CHECKS) // CHECKS))}
 
 
 def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
@@ -129,8 +137,10 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
-    plain = model.configure_optimizers
-    used = options.get("optimizer") or Namespace(class_path=type(plain()).__name__, init_args=plain().defaults)
+    used: Any = options.get("optimizer")
+    if not used:
+        own = type(model).configure_optimizers(model)
+        used = Namespace(class_path=type(own).__name__, init_args=getattr(own, "defaults", {}))
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
         settings[kind] = chosen and chosen.class_path.split(".")[-1]
         settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
@@ -138,65 +148,104 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
 
 
-def explain(error: BaseException, began: bool, given: str, ckpt_path: str) -> str | None:
-    """The sentence for an error that is the user's to fix; None for one that is ours, or a signal.
+@contextmanager
+def from_the_command_line(command: list[str]) -> Iterator[None]:
+    """In this context things are built of the user's options, so an error is the user's to fix."""
+    try:
+        yield
+    except MisconfigurationException:
+        raise
+    except Exception as error:  # which one a class raises is its own affair
+        text = " ".join(str(error).split())
+        built = re.match(r"Does not validate .*? Errors: - (.*) - Expected a <class 'NoneType'> ", text)
+        if isinstance(error, UserError) or built:  # by the parser, which keeps the text alone
+            raise UserError(built[1] if built else text) from error
+        raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
-    Whatever fails before training begins is the user's to fix. So are arguments that are read later, a diverging loss,
-    a disk, and other processes.
+
+def try_out(options: Namespace, model: LitThreeSeven, trainer: Trainer, command: list[str]) -> None:
+    """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
+
+    Raises:
+        UserError: If that fails, or a callback watches a metric that the usual networks don't log.
     """
+    logged = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
+    for callback in trainer.callbacks:
+        watched = getattr(callback, "monitor", None)
+        if type(model) in NETWORKS and watched and watched not in logged:
+            raise UserError(f"{type(callback).__name__} monitors {watched}; there are {', '.join(logged)}.")
+    optimizer, scheduler = options.get("optimizer"), options.get("lr_scheduler")
+    if optimizer:
+        with from_the_command_line(command), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            weight = torch.nn.Parameter(torch.zeros(2, 1))
+            weight.grad = torch.zeros(2, 1)
+            steps = instantiate_class(([weight],), optimizer.as_dict())
+            steps.step(lambda: weight.sum())
+            if scheduler and "monitor" not in scheduler.init_args:
+                rates = instantiate_class(steps, scheduler.as_dict())
+                for _ in range(min(trainer.max_epochs or 1, 10_000)):
+                    rates.step()
+
+
+def sentence(error: BaseException, command: list[str], processes: int) -> str | None:
+    """What to tell the user of an error that is the user's to fix; None for one that is ours, or a signal."""
     text = " ".join(str(error).split())
-    text = re.sub(r"^Does not validate .*? Errors: - (.*) - Expected a <class 'NoneType'> .*", r"\1", text)
-    if not isinstance(error, Exception):
-        return None
-    if isinstance(error, UserError | FloatingPointError):
+    if isinstance(error, UserError | MisconfigurationException):
         return text
-    if "unrecognized arguments" in text and not re.search("arguments: -", text):
-        return f"{text}: give pictures one after another, before or after all options."
     if isinstance(error, ArgumentError):
-        return f"{argument_sentence(str(error))} (`lit-threeseven fit --help` explains every option)"
-    lost = isinstance(error, RuntimeError) and re.search("gloo|nccl", text, re.IGNORECASE)
-    if isinstance(error, distributed.DistError) or lost:
+        return f"{parsers(str(error))} (`lit-threeseven {command[0]} --help` explains every option)"
+    if isinstance(error, distributed.DistError) or (
+        processes > 1 and isinstance(error, RuntimeError) and re.search("gloo|nccl", text, re.IGNORECASE)
+    ):
         return (
             "The processes of this run lost contact, or not all of them started "
             f"({text.partition('. This is typically')[0][:200]}). If none of them says why, start all nodes with the "
             "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first."
         )
-    if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    if isinstance(error, OSError) and (error.filename or error.errno in full):
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         return (
             f"{name or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
             "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
             "saved before is intact."
         )
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    late = frame.f_globals["__name__"].startswith(LATE)
-    if began and not late and not isinstance(error, MisconfigurationException):
-        return None
-    if not isinstance(error, ValueError | RuntimeError | MisconfigurationException) or not text:
-        text, given = f"{type(error).__name__}: {text}", f"{given} {ckpt_path}".strip()
-    ours = r'\b(source|data_dir|digits|batch_size|val_fraction)="?([^\s"]*)"?'  # as our own messages name them
-    reason = re.sub(ours, r"--data.\1 \2", text)
-    names = re.findall(r"--(?:\w+\.)*(\w+)", given)
-    return reason if re.search(rf"\b({'|'.join(names)})\b", reason) else f"{reason.rstrip('.')} (given: {given})"
+    return None
 
 
-def argument_sentence(message: str) -> str:
+def parsers(message: str) -> str:
     """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
     keys = re.findall(PARSER_KEY, message)
-    unknown = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
-    if unknown:
-        return f"--{keys[0]}.{unknown[2]} is not an option of {unknown[1]}"
+    wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
+    if wrong:
+        return f"--{keys[0]}.{wrong[2]} is not an option of {wrong[1]}{meant(wrong[2])}"
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
     if keys[1:] or keys == ["model"]:  # null would do for the whole network only, and we don't want that
         expected = [kind for kind in expected if kind != "null"]
-    if not (keys and value and expected):
-        refused = re.search(r"- Import path (.*)", message)
-        return f"--{keys[0]}: {refused[1]}" if refused else re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
-    choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
-    return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
+    if keys and value and expected:
+        choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
+        return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
+    refused = re.search(r"- Import path (.*)", message)
+    if keys and refused:
+        return f"--{keys[0]}: {refused[1]}"
+    text = re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
+    unknown = re.search(r"(?:unrecognized arguments|ambiguous option): (\S+)", text)
+    if unknown and unknown[1] in ("fit", "validate", "test", "predict"):
+        return f"{unknown[1]} comes first: lit-threeseven {unknown[1]} --config …"
+    return text + (meant(unknown[1]) if unknown else "")
+
+
+def meant(option: str) -> str:
+    """A question about the option of model, data or Trainer whose name is most like one that there isn't."""
+    groups = {"model": LitThreeSeven, "data": ThreeSevenDataModule, "trainer": Trainer}
+    names = {name: f"--{group}.{name}" for group, kind in groups.items() for name in signature(kind).parameters}
+    name = re.split(r"[.]|--", option.partition("=")[0])[-1].replace("-", "_")
+    near = get_close_matches(name, names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
@@ -206,6 +255,21 @@ def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
         name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
         rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
     return rows
+
+
+def predictions(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int, int]:
+    """A Trainer's predictions of test images as CSV, how many of them are right, and how many there are."""
+    names = ("rows", "digit", "probability")
+    rows, digit, probability = (torch.cat([batch[name] for batch in batches]).cpu() for name in names)
+    order = rows.argsort()
+    rows, digit, probability = rows[order], digit[order], probability[order]
+    first, second = data.digits
+    _, y = data.test[rows]  # limit_predict_batches may be given
+    truth = torch.where(y == 1, first, second)
+    lines = [f"image,truth,digit,probability of {first}\n"]
+    for row in torch.cat([rows.unsqueeze(1), truth, digit, probability.double()], dim=1).tolist():
+        lines.append("{:.0f},{:.0f},{:.0f},{:.9g}\n".format(*row))
+    return "".join(lines), int((digit == truth).sum()), len(truth)
 
 
 def silence_libraries() -> None:
