@@ -2,16 +2,15 @@
 
     python scripts/article_starts.py --starts 64 --picture starts.png
 
-Start k is the same as with `lit-threeseven --config scripts/configs/article.yaml --seed_everything k`. All of them are
-one call of sweep.py.
+Start k is the same as with `lit-threeseven --config article --seed_everything k`. All of them are one sweep.
 """
 
 import argparse
 import tempfile
 
-import sweep
 import torch
 
+from lit_threeseven.commands.sweep import sweep
 from lit_threeseven.watch import figures
 
 ARTICLE = 0.6805  # the loss that the article prints
@@ -25,8 +24,7 @@ def main() -> None:
     parser.add_argument("--picture", metavar="FILE", help="file for a picture of all losses, .png, .svg or .pdf")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = f"--lr 0.001 --init-std 1 --val-fraction 0 --seeds {args.starts} --epochs {args.epochs}"
-        _, table = sweep.main([*recipe.split(), "--out", folder, "--quiet"])
+        _, table = sweep([0.001], [1.0], args.starts, args.epochs, val_fraction=0, out=folder)
     print("seed    loss  training accuracy")
     for row in table:
         print(f"{row['seed']:4}  {row['train_loss']:.4f}  {row['train_accuracy']:.1%}")

@@ -38,7 +38,7 @@ from lit_threeseven.module import THRESHOLD
 from lit_threeseven.networks import LitThreeSevenMany
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
-from lit_threeseven.run.options import silence_libraries
+from lit_threeseven.run.options import RECIPES, silence_libraries
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256
@@ -85,7 +85,7 @@ class Fast(LitThreeSeven):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Read it from the recipe."""
-        chosen = yaml.safe_load((Path(__file__).parent / "configs" / "fast.yaml").read_text())["optimizer"]
+        chosen = yaml.safe_load((RECIPES / "fast.yaml").read_text())["optimizer"]
         return getattr(torch.optim, chosen["class_path"])(self.parameters(), **chosen["init_args"])
 
 
@@ -212,7 +212,7 @@ def ours(
 
 
 def many_at_once(networks: int, epochs: int) -> float:
-    """Seconds of full-batch epochs of a Trainer with that many networks, as in sweep.py."""
+    """Seconds of full-batch epochs of a Trainer with that many networks, as in a sweep."""
     models = [(1.0, 0.01, seed) for seed in range(networks)]
     return ours(None, epochs, network=lambda: LitThreeSevenMany(models), **NOTHING_WRITTEN)
 

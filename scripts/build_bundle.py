@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from lit_threeseven import dataset
+from lit_threeseven.errors import UserError
 
 
 def idx_bytes(tensor: torch.Tensor) -> bytes:
@@ -41,7 +42,7 @@ def main() -> int:
 
     try:
         files = bundle(args.root)
-    except RuntimeError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from lit_threeseven.weights import PRETRAINED, read
 
 RECIPES = {
     "LitThreeSeven": [],
-    "LitThreeSevenMLP": [f"--config={Path(__file__).parent / 'configs' / 'deep.yaml'}"],
+    "LitThreeSevenMLP": ["--config", "deep"],
 }
 # nothing is left to the processor
 SAME = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}

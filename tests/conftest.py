@@ -92,10 +92,10 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     folder.mkdir()
     monkeypatch.chdir(folder)
 
-    def run(*args: str) -> tuple[int, str, str]:
+    def run(*args: object) -> tuple[int, str, str]:
         code = 0
         try:
-            main(list(args))
+            main([str(arg) for arg in args])
         except SystemExit as end:
             code = end.code
             if isinstance(code, str):  # the interpreter prints it and exits with 1

@@ -66,7 +66,8 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from lit_threeseven.run import cli, launch
+    from lit_threeseven import __main__
+    from lit_threeseven.run import launch
 
     launch.PATIENCE, launch.GRACE = timedelta(seconds=patience), 1
     torch.set_num_threads(1)
@@ -75,7 +76,7 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     )  # Lightning sets it on import, which happened in the server
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    cli.main(args)
+    __main__.main(args)
 
 
 class Job:

@@ -37,7 +37,7 @@ def test_another_recipe_is_refused_and_what_differs_is_named(cli):
     assert code == 1
     for part in ("model.lr 1.0 instead of 0.5", "data.seed 0 instead of 3", "data.batch_size 5000 instead of None"):
         assert part in error
-    assert "optimizer GradientDescent instead of Adam, optimizer.lr 1.0 instead of 0.5" in error
+    assert "optimizer GradientDescent instead of Adam, optimizer.lr 1.0 instead of 0.001" in error
     assert error.endswith("; give the same settings, or another checkpoint.")
     assert contents(cli.folder) == before
 
@@ -142,17 +142,26 @@ def test_a_run_resumed_with_a_step_limit_ends_where_an_uninterrupted_one_does(cl
 
 def test_a_finished_run_says_so_and_stays_as_it_is(cli):
     command = ("--run", "r", "--trainer.max_epochs", "3")
-    assert "Test accuracy" in cli(*command)[1]
+    (tested,) = re.findall("^Test loss.*\n", cli(*command)[1], re.MULTILINE)
     before = contents(cli.folder)
-    assert cli(*command) == (0, "Finished        logs/r, 3 epochs\n", "")
+    code, table, errors = cli(*command)
+    assert (code, errors) == (0, "")
+    assert table.startswith(f"Finished        logs/r, 3 epochs\n{tested}")
+    assert cli("fit", *command) == (0, "Finished        logs/r, 3 epochs\n", "")
     assert contents(cli.folder) == before
+
+
+def test_a_run_that_fit_has_finished_is_tested_by_the_main_job(cli):
+    command = ("--run", "r", "--trainer.max_epochs", "3")
+    assert cli("fit", *command)[0] == 0
+    assert "Test accuracy" in cli(*command)[1]
 
 
 def test_a_finished_run_can_be_extended_and_keeps_its_name(cli):
     assert cli("fit", "--run", "r", "--trainer.max_epochs", "3")[0] == 0
     code, table, errors = cli("fit", "--run", "r", "--trainer.max_epochs", "1000", "--trainer.max_steps", "5")
     assert (code, errors) == (0, "")
-    assert "5 epochs" in table
+    assert "2 epochs after the first 3\n" in table
     assert [path.name for path in (cli.folder / "logs").iterdir()] == ["r"]
     assert "2,038" in cli("test", "--run", "r")[1]
     assert "logs/r/checkpoints/last.predictions.csv" in cli("predict", "--run", "r", "--ckpt_path", "last")[1]

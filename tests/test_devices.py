@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import verify_devices
 from build_bundle import idx_bytes
 from processes import Job, curves, free_port
 
 from lit_threeseven import dataset
+from lit_threeseven.commands import verify
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -257,11 +257,11 @@ import sys
 import torch
 from lit_threeseven import LitThreeSeven
 from lit_threeseven.batches import Batch
-from lit_threeseven.run.cli import main
+from lit_threeseven.__main__ import main
 
 fault, at, step = sys.argv[1], int(sys.argv[2]), LitThreeSeven.training_step
 all_reduce = torch.distributed.all_reduce
-_, *args = sys.argv[3:]
+_, _, *args = sys.argv[3:]  # after -m lit_threeseven
 
 
 def lose(sums, *args, **kwargs):  # this process's part of a gradient
@@ -293,26 +293,26 @@ def test_verifying_devices_names_the_first_step_with_a_fault(tmp_path, fault, at
     (tmp_path / "faults.py").write_text(FAULTS)
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     launch = [sys.executable, *(torchrun if processes > 1 else []), str(tmp_path / "faults.py"), fault, str(at)]
-    options = [*verify_devices.RECIPES["batches of 4,000"], "--trainer.accelerator", "cpu"]
-    faulty, published = verify_devices.run(launch, options, tmp_path), json.loads(verify_devices.PUBLISHED.read_text())
-    difference = verify_devices.difference(faulty, published["batches of 4,000"])
+    options = [*verify.RECIPES["batches of 4,000"], "--trainer.accelerator", "cpu"]
+    faulty, published = verify.run(launch, options, tmp_path), json.loads(verify.PUBLISHED.read_text())
+    difference = verify.difference(faulty, published["batches of 4,000"])
     assert re.fullmatch(rf"the loss of step {found}: [0-9.e-]+ instead of [0-9.e-]+", difference)
 
 
 @pytest.mark.slow
 def test_verifying_devices_ends_with_a_verdict(tmp_path):
     (tmp_path / "faults.py").write_text(FAULTS)
-    command = [sys.executable, str(SCRIPTS / "verify_devices.py"), "--accelerator", "cpu"]
+    command = [sys.executable, "-m", "lit_threeseven", "verify", "--accelerator", "cpu"]
     command += ["--launch", shlex.join([sys.executable, str(tmp_path / "faults.py"), "bit", "50"])]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 1, result.stdout + result.stderr
     assert result.stdout.count("  DIFFERENT: the loss of step 50: ") == 2
-    assert "Bits differ from the published ones." in result.stdout
+    assert result.stderr == "lit-threeseven: error: Bits differ from the published ones.\n"
 
 
 @pytest.mark.slow
 def test_verifying_devices_finds_the_published_bits_on_two(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "verify_devices.py"), "--devices", "2"]
+    command = [sys.executable, "-m", "lit_threeseven", "verify", "--devices", "2"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(re.findall(r" 2 devices +\d+  [0-9a-f]{64}  as published\n", result.stdout)) == 2
@@ -320,19 +320,19 @@ def test_verifying_devices_finds_the_published_bits_on_two(tmp_path):
 
 
 def test_verifying_compares_every_value():
-    published = json.loads(verify_devices.PUBLISHED.read_text())
-    assert published.keys() == verify_devices.RECIPES.keys()
+    published = json.loads(verify.PUBLISHED.read_text())
+    assert published.keys() == verify.RECIPES.keys()
     found = published["one batch"]
-    assert verify_devices.difference(found, found) == ""
-    assert verify_devices.difference(found | {"other values": ""}, found) == "other values"
-    assert verify_devices.difference(found | {"digest": "0"}, found) == "digest"
-    assert verify_devices.difference(found | {"losses": found["losses"][:-1]}, found) == "losses"
+    assert verify.difference(found, found) == ""
+    assert verify.difference(found | {"other values": ""}, found) == "other values"
+    assert verify.difference(found | {"digest": "0"}, found) == "digest"
+    assert verify.difference(found | {"losses": found["losses"][:-1]}, found) == "losses"
 
 
 def test_steps_on_a_gpu_are_checked_for_waiting_between_log_steps(monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    verify_devices.steps_without_waiting("cpu")
+    verify.steps_without_waiting("cpu")
     assert modes == ["default"] * 5 + ["error"] * 10 + ["default"] * 5
 
 

@@ -99,4 +99,4 @@ def test_a_checkpoint_that_can_t_be_written_leaves_the_one_before(cli, monkeypat
 
 def test_a_file_whose_name_the_system_gives_in_bytes_is_named_in_text():
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/größe".encode())
-    assert options.explain(error, True, "", "").startswith("/full/größe can't be used (No space left on device)")
+    assert options.sentence(error, ["fit"], 1).startswith("/full/größe can't be used (No space left on device)")

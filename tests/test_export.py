@@ -64,11 +64,13 @@ def v8(model, test_set):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_onnx_gives_the_network_s_probabilities_for_any_batch_size(network, script, test_set, tmp_path):
+def test_onnx_gives_the_network_s_probabilities_for_any_batch_size(network, cli, test_set, tmp_path):
     file = tmp_path / "model.onnx"
-    code, output = script("export.py", PRETRAINED / f"{network.__name__}.ckpt", "--to", "onnx", "--out", file)
+    code, output, _ = cli("export", PRETRAINED / f"{network.__name__}.ckpt", "--to", "onnx", "--out", file)
     assert code == 0
-    assert re.search(r"at most \de-07 from the network on 2,038 test images|at most 0e\+00", output)
+    assert re.search(
+        r"probabilities of 2,038 test images are the network's, (within \de-0[78]|to the last bit)", output
+    )
     session = onnxruntime.InferenceSession(file)
     assert [(put.name, put.shape, put.type) for put in session.get_inputs()] == [
         ("pixels", ["N", 784], "tensor(float)")
@@ -83,9 +85,9 @@ def test_onnx_gives_the_network_s_probabilities_for_any_batch_size(network, scri
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_torch_export_gives_the_network_s_probabilities_for_any_batch_size(network, script, test_set, tmp_path):
+def test_torch_export_gives_the_network_s_probabilities_for_any_batch_size(network, cli, test_set, tmp_path):
     file = tmp_path / "model.pt2"
-    code, _ = script("export.py", PRETRAINED / f"{network.__name__}.ckpt", "--to", "torch-export", "--out", file)
+    code, _, _ = cli("export", PRETRAINED / f"{network.__name__}.ckpt", "--to", "torch-export", "--out", file)
     assert code == 0
     extra = {"digits": ""}
     program = torch.export.load(file, extra_files=extra).module()
@@ -110,30 +112,29 @@ def test_a_file_that_differs_from_the_network_is_not_kept(test_set, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_in_an_export_end_with_a_sentence(script, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_mistakes_in_an_export_end_with_a_sentence(cli, tmp_path, monkeypatch):
     Path("text.ckpt").write_text("hello")
     for arguments, sentence in {
-        ("none.ckpt", "--to", "onnx"): "No such file or directory: 'none.ckpt'",
+        ("none.ckpt", "--to", "onnx"): "There is no checkpoint file none.ckpt",
         ("text.ckpt", "--to", "onnx"): "text.ckpt is not a lit-threeseven checkpoint",
         ("pretrained", "--to", "torch-export", "--out", "/proc/x.pt2"): "/proc",
         (PRETRAINED / "LitThreeSevenMLP.ckpt", "--to", "html"): "The page would have 2,5.. KB, at most 300 are allowed",
     }.items():
-        code, output = script("export.py", *arguments)
+        code, output, error = cli("export", *arguments)
         assert code == 1
-        assert re.search(rf"export: error: .*{sentence}", output)
-        assert "Traceback" not in output
+        assert re.search(rf"lit-threeseven: error: .*{sentence}", error)
+        assert "\n" not in error
     monkeypatch.setitem(export.FORMATS, "html", lambda *_: __import__("not_installed_here"))
-    code, output = script("export.py", "pretrained", "--to", "html")
-    assert (code, "pip install '.[export]'" in output) == (1, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["text.ckpt"]
+    code, _, error = cli("export", "pretrained", "--to", "html")
+    assert (code, "pip install 'lit_threeseven[export]'" in error) == (1, True)
+    assert [path.name for path in Path().iterdir()] == ["text.ckpt"]
 
 
-def test_the_page_is_one_small_file_that_needs_no_network(script, tmp_path):
+def test_the_page_is_one_small_file_that_needs_no_network(cli, tmp_path):
     file = tmp_path / "page.html"
-    code, output = script("export.py", "pretrained", "--to", "html", "--out", file)
+    code, output, _ = cli("export", "pretrained", "--to", "html", "--out", file)
     assert code == 0
-    assert re.search(r"at most \de-0[789] from the network on 2,038 test images", output)
+    assert re.search(r"of 2,038 test images are the network's, within \de-0[789]\n", output)
     text = file.read_text("utf-8")
     assert len(text.encode()) < 300_000
     assert "default-src 'none'" in text
@@ -185,15 +186,15 @@ def test_a_page_of_hidden_layers_shows_the_pixels_parts_too(test_set):
     assert np.abs(np.array(list(found["parts"].values())) - expected).max() < 1e-5
 
 
-def test_networks_of_other_digits_are_exported_with_their_own_test_set(cli, script, small_mnist):
+def test_networks_of_other_digits_are_exported_with_their_own_test_set(cli, small_mnist):
     data = ["--data.source", "torchvision", "--data.data_dir", str(small_mnist), "--data.digits", "[1, 8]"]
     cli("fit", *data, "--trainer.max_epochs", "2", "--run", "other")
-    code, output = script("export.py", "logs/other/checkpoints/best.ckpt", "--to", "html")
+    code, output, error = cli("export", "logs/other/checkpoints/best.ckpt", "--to", "html")
     assert code == 1
-    assert "The bundle holds the digits (3, 7)" in output
-    code, output = script("export.py", "logs/other/checkpoints/best.ckpt", "--to", "html", "--data-dir", small_mnist)
+    assert "The bundle holds the digits (3, 7)" in error
+    code, output, error = cli("export", "logs/other/checkpoints/best.ckpt", "--to", "html", "--data_dir", small_mnist)
     assert code == 0
-    assert "on 20 test images" in output
+    assert "of 20 test images" in output
     assert '"digits": [1, 8]' in Path("best.html").read_text("utf-8")
 
 

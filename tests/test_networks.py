@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning as L
 import psutil
 import pytest
-import sweep
 import torch
 from lightning.pytorch.tuner import Tuner
 from matplotlib.image import imread
@@ -211,21 +210,22 @@ def test_lightning_s_learning_rate_finder_works_with_every_network(network, trai
     assert 0 < finder.suggestion() == model.lr
 
 
-def swept(capsys, *args: str) -> tuple[Path, list[dict], str]:
-    folder, table = sweep.main([*args, "--accelerator", "cpu"])
-    return folder, table, capsys.readouterr().out
+def swept(cli, *args: str) -> tuple[Path, list[dict], str]:
+    code, output, error = cli("sweep", *args, "--accelerator", "cpu")
+    assert (code, error) == (0, "")
+    folder = Path(re.search(r": (.*)$", output.splitlines()[0])[1])
+    return folder, list(csv.DictReader((folder / "table.csv").open())), output
 
 
-def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli, capsys):
-    folder, table, output = swept(
-        capsys, "--lr", "0.001,1,10", "--init-std", "0.01,3e38", "--seeds", "2", "--epochs", "30"
-    )
-    rows = list(csv.DictReader((folder / "table.csv").open()))
+def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli):
+    folder, rows, output = swept(cli, "--lr", "0.001,1,10", "--init_std", "0.01,3e38", "--seeds", "2", "--epochs", "30")
     recipes = [(float(row["lr"]), float(row["init_std"]), int(row["seed"])) for row in rows]
     assert recipes == [(lr, std, seed) for lr in (0.001, 1, 10) for std in (0.01, 3e38) for seed in (0, 1)]
     assert [row["diverged"] for row in rows] == ["False", "False", "True", "True"] * 3
-    best = min((row for row in table if not row["diverged"]), key=lambda row: row["val_loss"])
-    assert f"The best by val_loss: lr {best['lr']:.4g}, init_std {best['init_std']:.4g}, seed {best['seed']}" in output
+    best = min((row for row in rows if row["diverged"] == "False"), key=lambda row: float(row["val_loss"]))
+    best = {name: float(best[name]) for name in ("lr", "init_std", "seed", "val_loss")}
+    chosen = f"lr {best['lr']:.4g}, init_std {best['init_std']:.4g}, seed {best['seed']:.0f}"
+    assert f"The best by val_loss: {chosen}" in output
     code, tested, error = cli("validate", "--ckpt_path", str(folder / "best.ckpt"))
     assert (code, error) == (0, "")
     assert f"Val loss        {best['val_loss']:.4f}" in tested
@@ -238,11 +238,11 @@ def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli, capsys):
     assert written.Scalars("val_loss")[0].value == pytest.approx(float(rows[5]["val_loss"]))
 
 
-def test_a_sweep_of_mini_batches_calls_no_network_diverged_that_learns(cli, capsys):
-    slowly = ("--lr", "0.0001", "--seeds", "16", "--batch-size", "400", "--epochs", "1")
-    _, table, output = swept(capsys, *slowly)
+def test_a_sweep_of_mini_batches_calls_no_network_diverged_that_learns(cli):
+    slowly = ("--lr", "0.0001", "--seeds", "16", "--batch_size", "400", "--epochs", "1")
+    _, table, output = swept(cli, *slowly)
     assert "16 networks, 0 of them diverged" in output
-    assert not any(row["diverged"] for row in table)
+    assert {row["diverged"] for row in table} == {"False"}
 
 
 @pytest.mark.slow
@@ -250,12 +250,12 @@ def test_a_sweep_on_two_processes_ends_where_one_on_one_does(tmp_path, capsys):
     tables = []
     for devices in ("1", "2"):
         out = tmp_path / devices
-        command = [sys.executable, str(SCRIPTS / "sweep.py"), "--lr", "0.1,1", "--seeds", "3", "--epochs", "40"]
-        command += ["--batch-size", "5000", "--accelerator", "cpu", "--devices", devices, "--out", str(out)]
+        command = [sys.executable, "-m", "lit_threeseven", "sweep", "--lr", "0.1,1", "--seeds", "3", "--epochs", "40"]
+        command += ["--batch_size", "5000", "--accelerator", "cpu", "--devices", devices, "--out", str(out)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("6 networks") == 1
-        tables.append(list(csv.DictReader((out / "sweep/version_0/table.csv").open())))
+        tables.append(list(csv.DictReader((out / "version_0/table.csv").open())))
     for one, two in zip(*tables, strict=True):
         for name in ("val_loss", "val_accuracy", "train_loss", "train_accuracy"):
             assert float(one[name]) == pytest.approx(float(two[name]), abs=1e-5)
@@ -267,22 +267,20 @@ def test_a_sweep_on_two_processes_ends_where_one_on_one_does(tmp_path, capsys):
         (["--seeds", "0"], "Give at least one network"),
         (["--lr", "1,0.1,1.0"], "none twice; got 3, 2 different"),
         (["--lr", "1,-1"], "lr must be a finite float32 above 0, got -1.0"),
-        (["--init-std", "0"], "init_std must be a finite float32 above 0, got 0.0"),
+        (["--init_std", "0"], "init_std must be a finite float32 above 0, got 0.0"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--val-fraction", "1"], "val_fraction must be from 0 to less than 1, got 1.0"),
+        (["--val_fraction", "1"], "val_fraction must be from 0 to less than 1, got 1.0"),
         (["--devices", "x"], "devices.* should be an int > 0"),
         (["--seeds", "200000000"], "200,000,000 networks at once take .* GB, and .* GB are free: .* would fit"),
         (["--lr", ","], "argument --lr: invalid numbers value: ','"),
     ],
 )
-def test_a_grid_that_can_t_be_trained_is_refused_in_a_sentence(args, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        sweep.main(args)
-    error = str(end.value.code) + capsys.readouterr().err
+def test_a_grid_that_can_t_be_trained_is_refused_in_a_sentence(args, sentence, cli):
+    code, output, error = cli("sweep", *args)
+    assert (code, output) == (1, "")
     assert re.search(sentence, error)
-    assert "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
+    assert "\n" not in error
+    assert list(cli.folder.iterdir()) == []
 
 
 def test_how_many_networks_would_fit_is_estimated(monkeypatch):

@@ -9,7 +9,7 @@ def export(
     to: Literal["onnx", "torch-export", "html"] = "onnx",
     out: str | None = None,
     data_dir: str | None = None,
-) -> tuple[Path, float]:
+) -> tuple[Path, float, int]:
     """Write a trained network for other programs.
 
     onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
@@ -23,7 +23,7 @@ def export(
         data_dir: MNIST root, for networks that tell digits other than 3 and 7 apart.
 
     Returns:
-        The file, and the largest difference of a probability between file and network.
+        The file, the largest difference of a probability between file and network, and the number of test images.
 
     Raises:
         UserError: If the checkpoint can't be used, or the file's answers differ.
@@ -43,10 +43,13 @@ def export(
     model = load(source)
     data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
     data.setup("test")
-    return path, formats.export(model, path, to, *data.test.tensors)
+    return path, formats.export(model, path, to, *data.test.tensors), len(data.test)
 
 
-def show(result: tuple[Path, float]) -> None:
+def show(result: tuple[Path, float, int]) -> None:
     """Print what was written."""
-    path, worst = result
-    print(f"{path}: {path.stat().st_size:,} bytes, at most {worst:.1e} from the network's probabilities of test images")
+    path, worst, images = result
+    same = f"within {worst:.0e}" if worst else "to the last bit"
+    print(
+        f"{path}: {path.stat().st_size:,} bytes; its probabilities of {images:,} test images are the network's, {same}"
+    )

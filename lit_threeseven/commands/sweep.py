@@ -48,6 +48,7 @@ def sweep(
     import itertools
 
     import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from lit_threeseven.datamodule import ThreeSevenDataModule
@@ -68,18 +69,21 @@ def sweep(
     models = list(itertools.product(lr, init_std, range(seeds)))
     many = LitThreeSevenMany(models, rows=rows)
     logger = TensorBoardLogger(out, "", default_hp_metric=False)
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        max_epochs=epochs,
-        logger=logger,
-        callbacks=[FitProgressBar()],
-        plugins=[WholeCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=epochs,
-    )
+    try:
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            max_epochs=epochs,
+            logger=logger,
+            callbacks=[FitProgressBar()],
+            plugins=[WholeCheckpointIO()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=epochs,
+        )
+    except (TypeError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
     start = copy.deepcopy(many)
     trainer.fit(many, data)
     measured = {"val": many.results} if val_fraction else {}

@@ -156,6 +156,10 @@ class ThreeSevenCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check what can be checked before anything is written."""
         data, wanted = self.datamodule, {"model.digits": list(self.model.digits)}
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        if environment:
+            with options.from_the_command_line(self.command_line):
+                environment.validate_settings(num_devices=self.trainer.num_devices, num_nodes=self.trainer.num_nodes)
         if self.subcommand == "fit":
             if not local_rank():  # the other processes wait for this one's download
                 data.setup()
@@ -176,7 +180,7 @@ class ThreeSevenCLI(LightningCLI):
             run, best = Path(self.ckpt_path).parent.parent, Path(self.ckpt_path).with_name("best.ckpt")
             rows = {"Finished": f"{os.path.relpath(run)}, {count(self.checkpoint['epoch'])}"}
             used = str(best) if best.is_file() else self.ckpt_path
-            return self.report(rows | (self.tested(used) if self.main_job else {}))
+            return self.report(rows | (self.checkpoint.get("tested") or self.tested(used) if self.main_job else {}))
         before = time.perf_counter()
         with checkpoints.working_in(self.run) if self.run and rank_zero_only.rank == 0 else nullcontext():
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)
@@ -199,12 +203,13 @@ class ThreeSevenCLI(LightningCLI):
         if isinstance(trainer.logger, TensorBoardLogger):
             program, logs = Path(sys.executable).with_name("tensorboard"), trainer.logger.root_dir
             end["Curves"] = f"{os.path.relpath(program)} --logdir {os.path.relpath(logs)}"
-        if self.main_job:
-            rows |= self.tested(checkpoint)
+        tested = self.tested(checkpoint) if self.main_job else {}
+        if tested:
+            rows |= tested
             rows["Images"] += f", {len(data.test):,} to test"
             end["Digest"] = self.model.digest()  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
-            finished = checkpoints.read(last, True) | {"finished": limits}
+            finished = checkpoints.read(last, True) | {"finished": limits, "tested": tested}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
 
