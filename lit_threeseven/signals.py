@@ -6,15 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+SIGNALS: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopped(SystemExit):
     """A signal stopped the run: at once, or after everything needed to resume it was saved to `checkpoint`."""
 
     def __init__(self, signum: int, epochs: int = 0, checkpoint: str = "") -> None:
-        names: dict[int, str] = dict(SIGNALS)
-        self.what = f"Stopped by {names.get(signum, 'a signal')}"
+        self.what = f"Stopped by {SIGNALS.get(signum, 'a signal')}"
         self.what += f" after {count(epochs)}; all progress is saved." if checkpoint else "."
         self.checkpoint, self.exit_code = checkpoint, 128 + (signum or signal.SIGTERM)
         super().__init__(f'{self.what} To resume, use ckpt_path="{checkpoint}".' if checkpoint else self.what)

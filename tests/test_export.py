@@ -120,7 +120,7 @@ def test_mistakes_in_an_export_end_with_a_sentence(cli, tmp_path, monkeypatch):
         ("pretrained", "--to", "torch-export", "--out", "/proc/x.pt2"): "/proc",
         (PRETRAINED / "LitThreeSevenMLP.ckpt", "--to", "html"): "The page would have 2,5.. KB, at most 300 are allowed",
     }.items():
-        code, output, error = cli("export", *arguments)
+        code, _, error = cli("export", *arguments)
         assert code == 1
         assert re.search(rf"lit-threeseven: error: .*{sentence}", error)
         assert "\n" not in error

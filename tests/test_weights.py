@@ -233,8 +233,8 @@ def test_a_subclass_that_is_given_answers_pictures_with_its_own_checkpoint(cli, 
     given = ("--model", "bright_nets.Bright", "--run", "bright")
     assert cli("fit", *given, "--trainer.max_epochs", "2")[0] == 0
     Image.new("L", (28, 28), 255).save("blank.png")
-    assert cli("predict", "blank.png", *given)[0] == 0
-    code, _, error = cli("predict", "blank.png", "--run", "bright")
+    assert cli("recognize", "blank.png", *given)[0] == 0
+    code, _, error = cli("recognize", "blank.png", "--run", "bright")
     assert code == 1
     assert "--model bright_nets.Bright" in error
 

@@ -25,7 +25,7 @@ def main(name: str, args: list[str]) -> None:
     parser = Parser(prog=f"lit-threeseven {name}", description=about)
     try:
         names, others = parser.add_function(function), parser.add_function(show)
-        given = vars(parser.parse_args(args))
+        given = vars(parser.parse_intermixed_args(args))
         result = function(**{name: given[name] for name in names})
         show(result, **{name: given[name] for name in others})
     except ImportError as error:

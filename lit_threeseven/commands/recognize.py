@@ -100,7 +100,7 @@ def recognize(
     ckpt_path: str | None = None,
     run: str | None = None,
     explain: str | None = None,
-) -> Iterator[Answer]:
+) -> "Answers":
     """Say which digit pictures show.
 
     Any picture that Pillow reads will do, of one digit on plain or ruled paper. The exit code is 1 if a file can't be
@@ -114,8 +114,8 @@ def recognize(
         run: Name of a run, whose best network to use.
         explain: Folder for a figure of each picture: how the network sees it, and what each pixel contributes.
 
-    Yields:
-        An answer for each file, in order.
+    Returns:
+        An answer for each file, in order, made when it is asked for.
 
     Raises:
         UserError: If a list has no files, there is no such network, or an explanation can't be written.
@@ -129,11 +129,30 @@ def recognize(
         from lit_threeseven.use.explain import Explanations  # takes a second
 
         explanations = Explanations(Path(explain), files)
-    for answer, image in answers(network, files):
-        if explanations and image is not None:
-            title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
-            explanations.save(network, answer.file, image, title)
-        yield answer
+    return Answers(network, files, explanations)
+
+
+class Answers:
+    """The answers for files; each pass makes them anew.
+
+    Args:
+        network: A `Network`, or a `LitThreeSeven` in evaluation mode.
+        files: Paths of pictures.
+        explanations: Where figures go, if there are to be any.
+    """
+
+    def __init__(self, network: Any, files: list[str], explanations: Any = None) -> None:
+        self.network, self.files, self.explanations = network, files, explanations
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Answer]:
+        for answer, image in answers(self.network, self.files):
+            if self.explanations and image is not None:
+                title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
+                self.explanations.save(self.network, answer.file, image, title)
+            yield answer
 
 
 def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
@@ -241,7 +260,7 @@ def unlike(x: Tensor, digits: tuple[int, int]) -> Tensor:
     return (distance > UNLIKE[0]) | (1 - cosine > UNLIKE[1])
 
 
-def show(result: Iterator[Answer], format: Literal["table", "csv", "jsonl"] = "table") -> None:
+def show(result: Answers, format: Literal["table", "csv", "jsonl"] = "table") -> None:
     """Print answers as they come.
 
     Args:

@@ -35,6 +35,8 @@ class ThreeSevenCLI(LightningCLI):
         self.main_job = not args or args[0].startswith("-")
         self.command_line = options.with_recipes(["fit", *args] if self.main_job else args)
         self.trainer: Any = None
+        self.model: Any = None
+        self.recipe: dict[str, Any] = {}
         self.last: Any = None
         self.run: Path | None = None
         self.ckpt_path, self.checkpoint = "", dict[str, Any]()
@@ -109,7 +111,9 @@ class ThreeSevenCLI(LightningCLI):
         with options.from_the_command_line(self.command_line):
             super().instantiate_classes()
         if self.subcommand != "fit":
-            self.model = load(self.ckpt_path, type(self.model))
+            asked = self.model
+            self.model = load(self.ckpt_path, type(asked))
+            options.compare(asked, self.model)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

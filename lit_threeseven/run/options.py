@@ -112,6 +112,17 @@ def settle(options: Namespace, work: list[str]) -> None:
         raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
 
 
+def compare(asked: LitThreeSeven, kept: LitThreeSeven) -> None:
+    """Raise a UserError if the command line asks for arguments of a network other than the checkpoint's."""
+    for name, argument in signature(type(asked)).parameters.items():
+        value, usual, other = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (asked.hparams.get(name), argument.default, kept.hparams.get(name))
+        )
+        if value not in (usual, other):
+            raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
+
+
 def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any]:
     """The Trainer's arguments that make it validate at most `CHECKS` times in a fit, unless the user says otherwise."""
     if type(trainer.val_check_interval) is int or trainer.check_val_every_n_epoch:  # an int counts steps
