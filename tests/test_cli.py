@@ -565,3 +565,94 @@ def test_help_explains_the_arguments_of_each_network(network, capsys):
     lines = " ".join(capsys.readouterr().out.split())
     assert "Learning rate of plain gradient descent, above 0." in lines
     assert ("Number of units in each hidden layer" in lines) == (network == "LitThreeSevenMLP")
+
+
+def test_a_folder_s_name_is_not_taken_for_lost_contact(cli, no_network):
+    code, _, error = cli("fit", "--data.source", "torchvision", "--data.data_dir", "gloomy")
+    assert code == 1
+    assert re.search("error: MNIST could not be downloaded to gloomy/MNIST/raw", error)
+
+
+def test_a_command_after_its_options_is_refused_with_advice(cli):
+    code, _, error = cli("--config", "fast", "fit")
+    assert code == 1
+    assert "fit comes first: lit-threeseven fit" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "fewest"),
+    [
+        (("--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:03"), 2),
+        (("--data.batch_size", "64", "--trainer.max_steps", "300"), 1),
+        (("--trainer.max_steps", "100"), 20),
+        (("--trainer.max_epochs", "39"), 19),
+    ],
+)
+def test_a_fit_validates_and_saves_at_most_twenty_times_and_at_least_once(cli, options, fewest):
+    assert cli("fit", *options)[0] == 0
+    assert fewest <= len(scalars(cli.folder / "logs/version_0")["val/loss"]) <= 20
+    assert (cli.folder / "logs/version_0/checkpoints/best.ckpt").exists()
+
+
+def test_the_newest_run_may_have_a_name(cli):
+    for named in ((), ("--run", "second")):
+        assert cli("fit", "--trainer.max_epochs", "2", *named)[0] == 0
+    _, table, _ = cli("predict", "--ckpt_path", "best")
+    assert value(table, "Predictions") == "logs/second/checkpoints/best.predictions.csv"
+
+
+def test_help_needs_neither_torch_nor_lightning(tmp_path):
+    program = """
+import sys
+from lit_threeseven.__main__ import main
+main(["--help"])
+print(*(name for name in ("torch", "lightning", "jsonargparse", "matplotlib") if name in sys.modules))
+for command in ("sweep", "export"):
+    try:
+        main([command, "--help"])
+    except SystemExit as end:
+        assert not end.code
+print(*(name for name in ("torch", "lightning", "jsonargparse", "matplotlib") if name in sys.modules))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    lines = result.stdout.splitlines()
+    assert lines[lines.index("  --version   show the version") + 1] == ""
+    assert lines[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--trainer.logger", "CSVLogger"], "CSVLogger needs save_dir, as in --trainer.logger.save_dir …"),
+        (["--data.digits", "3,7"], r"--data.digits must be a list of 2, such as \[3, 7\], got 3,7"),
+        (["--lr", "0.1"], r"did you mean --model.lr\?"),
+        (["--model.learning_rate", "0.1"], "--model.learning_rate is not an option of LitThreeSeven"),
+        (["--trainer.epochs", "3"], r"did you mean --trainer.m.._epochs\?"),
+        (["--batch-size", "3"], r"did you mean --data.batch_size\?"),
+        (["--config", "slow"], "There is no recipe slow; there are article, deep, fast"),
+        (["recognize", "x.png", "--trainer.devices", "2"], "unrecognized arguments: --trainer.devices 2"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_was_meant(cli, arguments, sentence):
+    code, output, error = cli(*arguments)
+    assert (code, output) == (1, "")
+    assert re.search(sentence, error), error
+    assert "\n" not in error
+    assert "class '" not in error
+
+
+def test_a_profiler_s_summary_is_printed(cli):
+    code, output, _ = cli("fit", *SHORT, "--trainer.profiler", "simple")
+    assert code == 0
+    assert "optimizer_step" in output
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("something is wrong"), TypeError("ours")])
+def test_an_error_in_the_user_s_own_setup_keeps_its_traceback(cli, monkeypatch, error):
+    def setup(self, stage):
+        raise error
+
+    monkeypatch.setattr(LitThreeSeven, "setup", setup)
+    with pytest.raises(type(error)):
+        cli("fit", *SHORT)

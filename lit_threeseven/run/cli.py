@@ -185,6 +185,8 @@ class ThreeSevenCLI(LightningCLI):
             rows = {"Finished": f"{os.path.relpath(run)}, {count(self.checkpoint['epoch'])}"}
             used = str(best) if best.is_file() else self.ckpt_path
             return self.report(rows | (self.checkpoint.get("tested") or self.tested(used) if self.main_job else {}))
+        if self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cpu":
+            launch.choose_threads(model, datamodule)
         before = time.perf_counter()
         with checkpoints.working_in(self.run) if self.run and rank_zero_only.rank == 0 else nullcontext():
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
 from typing_extensions import override
 
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.signals import hold, local_rank
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
@@ -85,7 +88,7 @@ def meet(join: Callable[[], None], grace: float | None) -> None:
 
 
 class PatientDDP(DDPStrategy):
-    """DDP whose processes meet by `meet`."""
+    """DDP that says where it waits for other processes, and can be stopped while it does, see `meet`."""
 
     @override
     def setup_distributed(self) -> None:
@@ -97,12 +100,32 @@ class PatientDDP(DDPStrategy):
 @contextmanager
 def patient_ddp() -> Iterator[None]:
     """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
-    usual = StrategyRegistry["ddp"]
-    StrategyRegistry.register("ddp", PatientDDP, override=True, timeout=PATIENCE)
+    unused = {"ddp_find_unused_parameters_true": True, "ddp_find_unused_parameters_false": False}
+    kinds = {"ddp": {}} | {name: {"find_unused_parameters": value} for name, value in unused.items()}
+    usual = {name: StrategyRegistry[name] for name in kinds}
+    for name, options in kinds.items():
+        StrategyRegistry.register(name, PatientDDP, override=True, timeout=PATIENCE, **options)
     try:
         yield
     finally:
-        StrategyRegistry["ddp"] = usual
+        StrategyRegistry.update(usual)
+
+
+def choose_threads(model: LitThreeSeven, data: ThreeSevenDataModule) -> None:
+    """Use one thread where more are hardly faster, as on busy cores: full batches of the single layer on a CPU.
+
+    Its bits don't depend on the number of threads. `OMP_NUM_THREADS` keeps the choice to the user.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or data.batch_size or type(model) is not LitThreeSeven or "OMP_NUM_THREADS" in os.environ:
+        return
+    x = data.train.tensors[0]
+    seconds = {}
+    with torch.no_grad():
+        for count in (threads, 1):
+            torch.set_num_threads(count)
+            seconds[count] = min(timeit.repeat(lambda: model(x), number=1, repeat=4))
+    torch.set_num_threads(threads if seconds[threads] < 0.8 * seconds[1] else 1)
 
 
 def hold_signals(trainer: Any) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, distributed
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
+from lit_threeseven.resumable import full_name
 from lit_threeseven.weights import PRETRAINED
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -113,7 +114,9 @@ def settle(options: Namespace, work: list[str]) -> None:
 
 
 def compare(asked: LitThreeSeven, kept: LitThreeSeven) -> None:
-    """Raise a UserError if the command line asks for arguments of a network other than the checkpoint's."""
+    """Raise a UserError if the command line asks for a network, or for arguments, other than the checkpoint's."""
+    if type(asked) not in (LitThreeSeven, type(kept)):
+        raise UserError(f"The checkpoint holds {full_name(type(kept))}, not {full_name(type(asked))}; drop --model.")
     for name, argument in signature(type(asked)).parameters.items():
         value, usual, other = (
             list(value) if isinstance(value, tuple) else value
@@ -231,6 +234,9 @@ def parsers(message: str) -> str:
     wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
     if wrong:
         return f"--{keys[0]}.{wrong[2]} is not an option of {wrong[1]}{meant(wrong[2])}"
+    lacking = re.search(r"class_path '(?:.+\.)?(\w+)':\s+the following arguments are required: (.+)", message)
+    if lacking:
+        return f"{lacking[1]} needs {lacking[2]}, as in --{keys[0]}.{lacking[2].split(',')[0]} …"
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
