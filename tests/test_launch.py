@@ -43,10 +43,13 @@ def test_a_stale_local_rank_does_not_hide_the_sentence(tmp_path):
     assert "lr must be a finite float32 above 0" in job.outputs[0]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_node_that_waits_for_another_says_where_and_how_long(tmp_path, rank):
+@pytest.mark.parametrize(
+    ("rank", "strategy"), [(0, "ddp_find_unused_parameters_true"), pytest.param(1, "auto", marks=pytest.mark.slow)]
+)
+def test_a_node_that_waits_for_another_says_where_and_how_long(tmp_path, rank, strategy):
     port = free_port()
-    job = Job(tmp_path, "fit", "--trainer.num_nodes", "2", environments=[node(rank, 2, port)], patience=77)
+    options = ("fit", "--trainer.num_nodes", "2", "--trainer.strategy", strategy)
+    job = Job(tmp_path, *options, environments=[node(rank, 2, port)], patience=77)
     job.wait_until(lambda: job.outputs[0] != "")
     job.kill(signal.SIGKILL)
     job.wait()

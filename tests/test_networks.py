@@ -234,7 +234,7 @@ def test_a_sweep_writes_a_table_a_figure_and_the_best_network(cli):
     runs = [path for path in folder.iterdir() if path.is_dir()]
     assert len(runs) == 12
     written = EventAccumulator(str(folder / "lr=1 init_std=0.01 seed=1")).Reload()
-    assert written.Scalars("val_loss")[0].value == pytest.approx(float(rows[5]["val_loss"]))
+    assert written.Scalars("val/loss")[0].value == pytest.approx(float(rows[5]["val_loss"]))
 
 
 def test_a_sweep_of_mini_batches_calls_no_network_diverged_that_learns(cli):

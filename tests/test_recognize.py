@@ -86,6 +86,13 @@ def test_a_list_of_paths_comes_from_standard_input(pictures, monkeypatch):
     assert "no pictures in the list" in error
 
 
+def test_a_name_with_a_line_break_is_one_row_of_a_csv(pictures):
+    Path("a three.png").rename("a\nthree.png")
+    _, table, _ = pictures("recognize", "a\nthree.png", "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(table, newline=""))
+    assert (row["file"], row["digit"]) == ("a\nthree.png", "3")
+
+
 def test_csv_and_json_lines_say_the_same(pictures):
     _, table, _ = pictures("recognize", ".", "missing.png", "--format", "csv")
     _, lines, _ = pictures("recognize", ".", "missing.png", "--format", "jsonl")

@@ -64,11 +64,12 @@ ENTRY_POINTS = {
 class Terminal:
     """The command as a terminal starts it: with what it starts itself in a session of its own, output in a file."""
 
-    def __init__(self, folder: Path, *args: str, entry_point: str = "console script") -> None:
+    def __init__(self, folder: Path, *args: str, entry_point: str = "console script", **environment: str) -> None:
         self._output = folder / "output.txt"
         command = [*ENTRY_POINTS[entry_point], *args, "--trainer.accelerator", "cpu"]
         with self._output.open("w") as file:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, start_new_session=True)
+            options = {"cwd": folder, "stdout": file, "stderr": file, "env": os.environ | environment}
+            self.process = subprocess.Popen(command, start_new_session=True, **options)
 
     @property
     def output(self) -> str:
@@ -127,6 +128,14 @@ def test_a_signal_during_start_up_ends_the_command_with_one_line(tmp_path, signu
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}[signum]
     assert re.fullmatch(rf"lit-threeseven: Stopped by {name}(\.| after .*)\n", terminal.output)
     assert "after" in terminal.output or not (tmp_path / "logs").exists()
+
+
+def test_a_local_rank_that_was_left_over_does_not_hide_the_line(tmp_path):
+    terminal = Terminal(tmp_path, "fit", LOCAL_RANK="1")
+    terminal.wait_until(terminal.is_ready)
+    os.kill(terminal.process.pid, signal.SIGINT)
+    assert terminal.end() == 128 + signal.SIGINT
+    assert terminal.output == "lit-threeseven: Stopped by Ctrl-C.\n"
 
 
 TWO = ("fit", "--trainer.devices", "2", "--trainer.max_epochs", "1000000")

@@ -293,8 +293,8 @@ def _line(answer: Answer, form: str) -> str:
         return json.dumps(asdict(answer))
     if form == "csv":
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(asdict(answer).values())
-        return text.getvalue()
+        csv.writer(text, lineterminator="\n").writerow(asdict(answer).values())
+        return text.getvalue()[:-1]
     digit = "?" if answer.digit is None else answer.digit
     probability = "" if answer.probability is None else f"{answer.probability:.2%}"
     return f"{digit:>5}  {probability:>11}  {printable(answer.file)}" + f"  ({answer.remark})" * bool(answer.remark)

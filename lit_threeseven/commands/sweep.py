@@ -126,7 +126,7 @@ def write(folder: Path, writer: "SummaryWriter", many: "LitThreeSevenMany", tabl
     writer.add_figure("loss", figure)
     for row in table:
         recipe = {name: row[name] for name in ("lr", "init_std", "seed")}
-        metrics = {name: float(value) for name, value in row.items() if name not in recipe}
+        metrics = {name.replace("_", "/"): float(value) for name, value in row.items() if name not in recipe}
         writer.add_hparams(recipe, metrics, run_name=" ".join(f"{name}={value:g}" for name, value in recipe.items()))
     writer.flush()
 
