@@ -1,19 +1,108 @@
+import re
+import shlex
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from torchvision.datasets import MNIST
+
+from lit_threeseven.dataset import BUNDLED_ROOT
 
 PROJECT = Path(__file__).parents[1]
 
+# A user's program; mypy and Python both say of which type each value is.
+TYPED = """
+import lightning as L
+from PIL import Image
+from typing_extensions import reveal_type
 
-def python(program: str, folder: Path, **kwargs) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=300, **kwargs
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.functional import linear, sigmoid
+from lit_threeseven.networks import LitThreeSevenMLP
+from lit_threeseven.use import normalize
+
+model = LitThreeSeven(lr=0.5)
+data = ThreeSevenDataModule(batch_size=64, val_fraction=0.1)
+trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False)
+trainer.fit(model, data)
+trainer.save_checkpoint("mine.ckpt")
+image = normalize(Image.open("three.png"))
+x = image.flatten()
+reveal_type(image)  # Tensor
+reveal_type(sigmoid(linear(x.unsqueeze(0), model.W, model.b)))  # Tensor
+reveal_type(model(image.unsqueeze(0)))  # Tensor
+reveal_type(model.W)  # Parameter
+reveal_type(model.lr)  # float
+reveal_type(data.train)  # TensorDataset
+reveal_type(LitThreeSevenMLP(hidden_sizes=[8]))  # LitThreeSevenMLP
+reveal_type(LitThreeSeven.from_pretrained())  # LitThreeSeven
+reveal_type(LitThreeSevenMLP.from_pretrained())  # LitThreeSevenMLP
+reveal_type(LitThreeSeven.load_from_checkpoint("mine.ckpt"))  # LitThreeSeven
+reveal_type(ThreeSevenDataModule.load_from_checkpoint("mine.ckpt"))  # ThreeSevenDataModule
+"""
+
+
+def execute(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and with the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    execute(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PROJECT, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a new environment that holds the wheel alone; everything else comes from this environment.
+
+    It sees the folders of this environment without their .pth files, and so without an editable install.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder)
+    programs = folder / "bin"
+    (wheel,) = built.glob("*.whl")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        programs / "python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    execute(*pip, wheel, cwd=folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "others.pth").write_text("\n".join(others))
+    found = execute(programs / "python", "-c", "import lit_threeseven; print(lit_threeseven.__file__)", cwd=folder)
+    assert Path(found.stdout.strip()) == site / "lit_threeseven" / "__init__.py"
+    return programs
+
+
+@pytest.fixture
+def shell(installed: Path, tmp_path: Path):
+    """Run a command line of the new environment, in a folder with nothing but the picture three.png."""
+    next(image for image, digit in MNIST(BUNDLED_ROOT, train=False) if digit == 3).save(tmp_path / "three.png")
+
+    def run(line: str) -> str:
+        program, *args = shlex.split(line)
+        result = execute(installed / program, *args, cwd=tmp_path)
+        return result.stdout + result.stderr
+
+    run.folder = tmp_path
+    return run
 
 
 def test_importing_the_package_imports_nothing_but_torch_and_what_lightning_does(tmp_path):
@@ -23,41 +112,87 @@ before = set(sys.modules)
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 print(*sorted(name for name in set(sys.modules) - before if name.split(".")[0] not in ("lit_threeseven", "torch")))
 """
-    assert python(program, tmp_path).split() == []
+    assert execute(sys.executable, "-c", program, cwd=tmp_path).stdout.split() == []
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_data_and_trains_when_installed_elsewhere(tmp_path):
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(PROJECT)], check=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
+def test_wheel_and_sdist_pass_the_strict_check_of_an_index(built):
+    output = execute(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built).stdout
+    assert output.count("PASSED") == 2
+
+
+@pytest.mark.slow
+def test_wheel_says_what_it_is_and_holds_licences_data_networks_and_recipes(built):
+    (wheel,) = built.glob("*.whl")
     assert wheel.stat().st_size < 4_500_000
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        archive.extractall(tmp_path / "site")
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"lit_threeseven"}
-    assert "lit_threeseven/use/page.html" in names
-    program = f"""
-import sys
-sys.path.insert(0, {str(tmp_path / "site")!r})
-import lit_threeseven
-assert lit_threeseven.__file__.startswith({str(tmp_path)!r})
-from lit_threeseven.run.cli import main
-main(["--trainer.max_epochs", "2"])
-main(["test", "--ckpt_path", "pretrained"])
-"""
-    output = python(program, tmp_path)
-    assert "2,038 to test" in output
-    assert "98.33%" in output  # of the trained network that ships
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert {name.split("/")[0].split("-")[0] for name in files} == {"lit_threeseven"}
+    (information,) = {name.split("/")[0] for name in files if ".dist-info/" in name}
+    about = Parser().parsestr(files[f"{information}/METADATA"].decode())
+    assert about["License-Expression"] == "Apache-2.0 AND CC-BY-SA-3.0"
+    assert {f"Programming Language :: Python :: 3.{n}" for n in range(10, 15)} <= set(about.get_all("Classifier"))
+    assert [line for line in about if line in ("Project-URL", "Home-page", "License")] == []
+    for name in ("LICENSE", "bundled/README.md"):
+        assert files[f"lit_threeseven/{name}"] == files[f"{information}/licenses/lit_threeseven/{name}"]
+    assert b"Apache License\n                           Version 2.0" in files["lit_threeseven/LICENSE"]
+    attribution = files["lit_threeseven/bundled/README.md"].decode()
+    assert all(word in attribution for word in ("Yann LeCun", "creativecommons.org/licenses/by-sa/3.0", "excerpt"))
+    held = {name.removeprefix("lit_threeseven/") for name in files}
+    assert {f"bundled/{path.relative_to(BUNDLED_ROOT)}" for path in BUNDLED_ROOT.rglob("*-ubyte")} <= held
+    assert {"py.typed", "use/page.html", "pretrained/LitThreeSeven.ckpt", "pretrained/LitThreeSevenMLP.ckpt"} <= held
+    assert {f"recipes/{name}.yaml" for name in ("article", "deep", "fast")} <= held
+
+
+@pytest.mark.slow
+def test_sdist_holds_tests_scripts_and_the_pictures_of_its_pages(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"tests/test_package.py", "scripts/train.py"} <= files
+    pictures = re.findall(r'src="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', (PROJECT / "README.md").read_text())
+    assert pictures
+    assert {"".join(paths) for paths in pictures} <= files
+
+
+@pytest.mark.slow
+def test_version_stands_in_one_place(shell):
+    version = re.search(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert shell("python -c 'import lit_threeseven; print(lit_threeseven.__version__)'").strip() == version
+    sources = [*(PROJECT / "lit_threeseven").rglob("*.py"), *(PROJECT / "scripts").rglob("*.py")]
+    assert [path for path in sources if f'"{version}"' in path.read_text()] == []
+
+
+@pytest.mark.slow
+def test_wheel_alone_trains_and_resumes(shell):
+    assert "2,038 to test" in shell("lit-threeseven --trainer.max_epochs 2 --run r")
+    assert "4 epochs" in shell("lit-threeseven --trainer.max_epochs 4 --run r")
+    assert [path.name for path in (shell.folder / "logs").iterdir()] == ["r"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lit-threeseven test --ckpt_path pretrained", "98.33%"),
+        ("lit-threeseven --config fast --trainer.max_epochs 2", "2,038 to test"),
+        ("lit-threeseven recognize three.png", "three.png"),
+        ("lit-threeseven sweep --lr 0.1,1 --epochs 5", "best.ckpt"),
+        ("lit-threeseven export pretrained --to html", ".html"),
+        ("lit-threeseven verify --devices 1", "same"),
+    ],
+)
+def test_wheel_alone_runs_each_command(shell, line, expected):
+    assert expected in shell(line)
+
+
+@pytest.mark.slow
+def test_a_users_typed_program_sees_the_types_that_it_meets(shell):
+    (shell.folder / "program.py").write_text(TYPED)
+    expected = re.findall(r"# (\w+)$", TYPED, re.MULTILINE)
+    output = shell("python -m mypy --strict --config-file= --cache-dir cache program.py")
+    assert re.findall(r'Revealed type is "[\w.]*?(\w+)"', output) == expected
+    assert re.findall(r"Runtime type is '(\w+)'", shell("python program.py")) == expected
 
 
 @pytest.mark.slow
