@@ -1,3 +1,4 @@
+import ast
 import re
 import shlex
 import subprocess
@@ -203,3 +204,33 @@ def test_console_command_is_the_train_script():
     expected, given = (program.communicate(timeout=120)[0] for program in programs)
     assert [program.returncode for program in programs] == [0, 0]
     assert given == expected.replace("train.py", "lit-threeseven")
+
+
+# The floors of the package, from the lowest to the highest; a file imports from its own floor or a lower one.
+FLOORS = [
+    ["errors", "pixels", "whole", "functional", "augment", "dataset", "weights", "runs", "signals"],
+    ["batches", "resumable", "metrics", "datamodule", "module"],
+    ["networks"],
+    ["watch"],
+    ["use"],
+    ["run"],
+    ["commands"],
+    ["__main__"],
+]
+
+
+def floor(name: str) -> int:
+    return next((i for i, rooms in enumerate(FLOORS) if name in rooms), -1)  # -1 for the package itself
+
+
+def test_no_import_points_up():
+    package = PROJECT / "lit_threeseven"
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lit_threeseven"):
+                _, *rest = str(node.module).split(".")
+                for room in rest[:1] or [alias.name for alias in node.names]:
+                    if parts != ("__init__",):
+                        assert floor(room) <= floor(parts[0]), f"{path} imports {room}"
+    assert all(floor(path.stem) >= 0 for path in package.iterdir() if path.suffix == ".py" and path.stem != "__init__")
