@@ -84,7 +84,7 @@ def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
     return x, y, len(y)
 
 
-class Order(DistributedSampler, SequentialSampler):
+class Order(DistributedSampler[Any], SequentialSampler):
     """The rows of each global batch, ``(batch_size,)`` int64; the last batch of an epoch holds the rest.
 
     Each pass is an epoch, counted from 0 or set with `set_epoch`, which Lightning does. Its base classes tell Lightning

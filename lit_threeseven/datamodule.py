@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -115,7 +115,8 @@ class ThreeSevenDataModule(ResumableData):
 
     def train_dataloader(self) -> Batches:
         """The training images, shuffled anew each epoch unless they are one batch or a few to overfit."""
-        train, trainer = self._split("train", "fit"), self.trainer
+        train = self._split("train", "fit")
+        trainer: Any = self.trainer  # whose attributes have no types
         size = len(train)
         if self.batch_size and self.batch_size > size:
             rank_zero_warn(f"batch_size={self.batch_size} exceeds the {size} training images: one batch per epoch.")
@@ -126,7 +127,7 @@ class ThreeSevenDataModule(ResumableData):
         vary = not (trainer and trainer.overfit_batches)
         return self._batches(train, shuffle=vary, change=self.affine if vary and self.affine else None)
 
-    def val_dataloader(self) -> Batches | list:
+    def val_dataloader(self) -> Batches | list[Batches]:
         """The held-out images in their own order; an empty list where `val_fraction` is 0."""
         return self._batches(self._split("val", "validate")) if self.val_fraction else []
 
@@ -141,7 +142,8 @@ class ThreeSevenDataModule(ResumableData):
     def _split(self, name: str, stage: str) -> TensorDataset:
         if name not in vars(self):
             self.setup(stage)
-        return getattr(self, name)
+        split: TensorDataset = getattr(self, name)
+        return split
 
     def _batches(self, split: TensorDataset, **options: Any) -> Batches:
         # Lightning recommends worker processes, but these loaders have no work for them
@@ -184,7 +186,7 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
-    for label in y.unique():
+    for label in torch.unique(y):
         rows = (y.squeeze(1) == label).nonzero().squeeze(1)
         count = round(len(rows) * val_fraction)
         if val_fraction:

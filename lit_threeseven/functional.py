@@ -6,7 +6,7 @@ Each function gives the same bits on any device, and its derivatives too; `whole
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """
     x = x.flatten(1)
     if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
-        return _Linear.apply(x, W, b)
+        return cast(Tensor, _Linear.apply(x, W, b))
     return scale(x).to(W.dtype) @ W + b
 
 
@@ -89,7 +89,8 @@ class _Linear(torch.autograd.Function):
         largest = W.abs().max().clamp(min=2.0**-80)
         unit = largest / torch.frexp(largest).mantissa * 2.0**-27
         ctx.product = whole.product(x)
-        return (ctx.product.times(W / unit) * (unit.double() / 255)).float().unsqueeze(1) + b
+        sums: Tensor = ctx.product.times(W / unit)
+        return (sums * (unit.double() / 255)).float().unsqueeze(1) + b
 
     @staticmethod
     @once_differentiable
@@ -120,7 +121,8 @@ def sigmoid(x: Tensor) -> Tensor:
         >>> sigmoid(torch.tensor([-2.0, 0.0, 1000.0]))
         tensor([0.1192, 0.5000, 1.0000])
     """
-    if x.dtype != torch.float32 or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if x.dtype != torch.float32 or tracing or torch.compiler.is_compiling():
         return torch.sigmoid(x)  # programs made of the network have their own
     x = x.clamp(-87, 20)
     with torch.no_grad():
@@ -194,7 +196,7 @@ class GradientDescent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; returns what `closure`, which computes it, returns."""
         loss = None
         if closure is not None:

@@ -1,6 +1,6 @@
 """`LitThreeSeven`: the weights, the step, the metrics and the optimizer."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,7 +57,8 @@ class LitThreeSeven(Resumable):
         digits = check_digits(digits)
         check_positive(lr=lr, init_std=init_std)
         self.save_hyperparameters()
-        self.lr, self.digits = plain(lr), digits
+        self.lr: float = plain(lr)
+        self.digits = digits
         # torch's own normal numbers depend on the processor, its whole numbers don't
         self.add_weights(np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
         self.example_input_array = torch.zeros(1, PIXELS)  # used by Lightning to trace the graph
@@ -81,6 +82,10 @@ class LitThreeSeven(Resumable):
         """
         return sigmoid(self.logits(x))
 
+    if TYPE_CHECKING:  # torch says Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
+
     def logits(self, x: Tensor) -> Tensor:
         """What the sigmoid makes a probability of: ``x W + b``, ``(N, 1)``; above 0 for the first digit."""
         return linear(x, self.W, self.b)
@@ -90,7 +95,8 @@ class LitThreeSeven(Resumable):
         x, y, divisor = shared(batch, check=batch_idx == 0)
         probability = self(x)
         loss = mean_squared_error(probability, y, divisor)
-        every = self.trainer.log_every_n_steps
+        trainer: Any = self.trainer  # whose attributes have no types
+        every = trainer.log_every_n_steps
         if self._monitored or (every and (self.global_step + 1) % every == 0):
             self.check_finite()
             sums = over_processes(metrics.sums(probability.detach(), y))
@@ -140,13 +146,15 @@ class LitThreeSeven(Resumable):
         Raises:
             UserError: If the data module's `digits` are not these.
         """
-        digits = getattr(self.trainer.datamodule, "digits", self.digits)
+        trainer: Any = self.trainer
+        digits = getattr(trainer.datamodule, "digits", self.digits)
         if tuple(digits) != tuple(self.digits):
             raise UserError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
 
     def on_train_start(self) -> None:
         """Log at every step if a callback or scheduler watches a training metric; leave exact gradients as they are."""
-        watchers = [*self.trainer.callbacks, *self.trainer.lr_scheduler_configs]
+        trainer: Any = self.trainer
+        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
         self._monitored = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
         exact = getattr(self.trainer.train_dataloader, "as_bytes", False) and len([*self.parameters()]) == 2
         if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):

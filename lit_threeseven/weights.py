@@ -38,7 +38,7 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what is refused anyway
-            checkpoint = torch.load(path, map_location, weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(path, map_location, weights_only=True)
         dict(checkpoint["state_dict"])
     except OSError:
         raise

@@ -93,7 +93,8 @@ class Packed:
         each = WORD // BITS
         pairs = zip(split(numbers, BITS, words * each).split(TERMS, 1), parts, strict=True)
         sums = torch.stack([multiply(digits, 1.0, 2 ** (BITS - 1), part) for digits, part in pairs])
-        return powers(numbers.device, BITS, each)[0] @ sums.sum(0, dtype=torch.float64).unflatten(0, (words, each))
+        total = sums.sum(0, dtype=torch.float64).view(words, each, -1)
+        return powers(numbers.device, BITS, each)[0] @ total
 
     def times(self, numbers: Tensor) -> Tensor:
         """As `Product.times`."""

@@ -74,7 +74,7 @@ def steps_without_waiting(accelerator: str = "cuda") -> None:
             torch.cuda.set_sync_debug_mode("error" if trainer.global_step in range(5, 15) else "default")
 
     data = ThreeSevenDataModule(val_fraction=0)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(accelerator=accelerator, devices=1, max_epochs=20, callbacks=[NoWaiting()], **options)
     trainer.fit(LitThreeSeven(), data)
 

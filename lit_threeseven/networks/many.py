@@ -11,8 +11,8 @@ from torchmetrics import MeanSquaredError
 from lit_threeseven.batches import shared
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.errors import UserError
-from lit_threeseven.functional import linear
-from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
+from lit_threeseven.functional import THRESHOLD, linear
+from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import Resumable
 
 POINTS = 100  # steps, at most, whose losses are kept
@@ -38,6 +38,8 @@ class LitThreeSevenMany(Resumable):
         UserError: If there is no network, one is there twice or has an argument out of range, or a step would not fit
             into the memory.
     """
+
+    rates: Tensor
 
     def __init__(self, models: list[tuple[float, float, int]], digits: tuple[int, int] = (3, 7), rows: int = 0) -> None:
         super().__init__()
@@ -78,7 +80,8 @@ class LitThreeSevenMany(Resumable):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Give each network its own rate."""
         for parameter in self.parameters():
-            parameter.grad *= self.rates
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.rates)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure each network; of decisions, 0 or 1, the mean squared error is the share of wrong ones."""

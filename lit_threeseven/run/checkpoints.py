@@ -95,7 +95,8 @@ class LastCheckpoint(ModelCheckpoint):
         due = (trainer.current_epoch + 1) % self.period == 0 if self.period else self._validated
         self._validated, stop = False, bool(self._signal)
         if trainer.world_size > 1:  # ask the others rarely: all of them, and their devices, wait for the answer
-            ask = due or trainer.global_step - self._asked >= max(1, trainer.log_every_n_steps)
+            every: int = vars(trainer)["log_every_n_steps"]
+            ask = due or trainer.global_step - self._asked >= max(1, every)
             stop = ask and trainer.strategy.reduce_boolean_decision(stop, all=False)
             self._asked = trainer.global_step if ask else self._asked
         if stop or due:

@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import distributed
 from typing_extensions import override
 
@@ -62,7 +61,7 @@ class ThreeSevenCLI(LightningCLI):
             raise UserError(sentence) from error
 
     @override
-    def subcommands(self) -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The given subcommand, or all, with the arguments of the Trainer's methods that are not options."""
         own, every = {"ckpt_path", "weights_only", "verbose", "return_predictions"}, LightningCLI.subcommands()
         chosen = {*self.command_line[:1]} & every.keys() or every  # to collect one's options takes a tenth of a second
@@ -129,9 +128,10 @@ class ThreeSevenCLI(LightningCLI):
             kwargs |= options.check_every(chosen, self.datamodule)
             callbacks.append(TensorBoardPictures())
         if fitting and chosen.logger is None:
-            place = self.logs.parent, self.logs.name, self.run and self.run.name
             step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
-            kwargs["logger"] = TensorBoardLogger(*place, log_graph=not step, default_hp_metric=False, purge_step=step)
+            usual: dict[str, Any] = {"log_graph": not step, "default_hp_metric": False, "purge_step": step}
+            name = self.run.name if self.run else None
+            kwargs["logger"] = TensorBoardLogger(self.logs.parent, self.logs.name, name, **usual)
             self.run = Path(kwargs["logger"].log_dir)
         if saving:
             folder = self.run and self.run / "checkpoints"
@@ -188,7 +188,7 @@ class ThreeSevenCLI(LightningCLI):
         if self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cpu":
             launch.choose_threads(model, datamodule)
         before = time.perf_counter()
-        with checkpoints.working_in(self.run) if self.run and rank_zero_only.rank == 0 else nullcontext():
+        with checkpoints.working_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext():
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)
             self.fit_seconds = time.perf_counter() - before
             self.finish(limits)

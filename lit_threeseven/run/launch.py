@@ -49,7 +49,9 @@ def join_torchrun() -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE
+    )
     attempt = uuid4().hex
     if rank == 0:
         deadline = time.monotonic() + PATIENCE.total_seconds()
@@ -64,7 +66,7 @@ def join_torchrun() -> None:
         store.set(f"question_{rank}", question)
         attempt = store.get(question).decode()
         store.set(f"{attempt}_{rank}", "answered")
-    own = distributed.PrefixStore(attempt, store)
+    own = distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     distributed.init_process_group(store=own, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
@@ -93,7 +95,8 @@ class PatientDDP(DDPStrategy):
     @override
     def setup_distributed(self) -> None:
         hold(False)
-        started = len(self.launcher.procs)  # by this process, just now
+        launcher: Any = self.launcher
+        started = len(launcher.procs)  # by this process, just now
         meet(super().setup_distributed, None if started and self.num_nodes == 1 else GRACE * (1 + started))
 
 
@@ -101,7 +104,7 @@ class PatientDDP(DDPStrategy):
 def patient_ddp() -> Iterator[None]:
     """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
     unused = {"ddp_find_unused_parameters_true": True, "ddp_find_unused_parameters_false": False}
-    kinds: dict[str, dict[str, bool]] = {"ddp": {}} | {
+    kinds: dict[str, dict[str, Any]] = {"ddp": {}} | {
         name: {"find_unused_parameters": value} for name, value in unused.items()
     }
     usual = {name: StrategyRegistry[name] for name in kinds}

@@ -158,7 +158,7 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
         settings[kind] = chosen and chosen.class_path.split(".")[-1]
         settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
-    kept = int | float | str | list | None  # a checkpoint is read without running code: no classes in it
+    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
 
 
@@ -177,7 +177,7 @@ def from_the_command_line(command: list[str]) -> Iterator[None]:
         raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
 
-def try_out(options: Namespace, model: LitThreeSeven, trainer: Trainer, command: list[str]) -> None:
+def try_out(options: Namespace, model: LitThreeSeven, trainer: Any, command: list[str]) -> None:
     """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_threeseven.errors import UserError
-from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
+from lit_threeseven.functional import THRESHOLD
+from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.use import pictures
 from lit_threeseven.weights import write_whole
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchmetrics.functional.classification import binary_confusion_matrix, binary_precision_recall_curve, binary_roc
 
-from lit_threeseven.module import THRESHOLD
+from lit_threeseven.functional import THRESHOLD
 
 Kind = Literal["confusion_matrix", "roc", "precision_recall"]
 INK, LINE = "#222222", "#b2182b"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, distributed
 from torch.utils.tensorboard import SummaryWriter
