@@ -13,10 +13,11 @@ import pytest
 import torch
 from processes import curves, weights
 
-from lit_threeseven import LitThreeSeven, dataset
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
 from lit_threeseven.commands import COMMANDS
+from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
-from lit_threeseven.run import options
+from lit_threeseven.run import launch, options
 from lit_threeseven.signals import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -656,3 +657,55 @@ def test_an_error_in_the_user_s_own_setup_keeps_its_traceback(cli, monkeypatch, 
     monkeypatch.setattr(LitThreeSeven, "setup", setup)
     with pytest.raises(type(error)):
         cli("fit", *SHORT)
+
+
+def test_a_subclass_may_return_a_scheduler_and_ask_for_its_trainer(cli, monkeypatch):
+    monkeypatch.syspath_prepend(cli.folder)
+    (cli.folder / "scheduled_nets.py").write_text("""
+import torch
+from lit_threeseven import LitThreeSeven
+
+
+class Scheduled(LitThreeSeven):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+""")
+    options = ("--model", "scheduled_nets.Scheduled", "--run", "r")
+    code, table, errors = cli(*options, "--trainer.max_epochs", "40")
+    assert (code, errors) == (0, "")
+    assert value(table, "Optimizer").startswith("SGD, learning rate ")
+    assert "Test accuracy" in cli("test", *options)[1]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({2: 1.0, 1: 1.1}, 1), ({2: 1.0, 1: 1.9}, 2)])
+def test_one_thread_is_used_where_two_are_hardly_faster(monkeypatch, seconds, expected):
+    threads = [2]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr("timeit.repeat", lambda step, **_: [step() is None or seconds[threads[-1]]])
+    data = ThreeSevenDataModule()
+    data.setup("fit")
+    launch.choose_threads(LitThreeSeven(), data)
+    assert threads[-1] == expected
+    launch.choose_threads(LitThreeSevenMLP(hidden_sizes=[3]), data)  # whose bits depend on it
+    assert threads[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("--trainer.max_epochs", "1"), "--trainer.default_root_dir"),
+        (("sweep", "--epochs", "1"), "--out"),
+        (("export", "pretrained", "--to", "html"), "--out"),
+    ],
+)
+def test_a_folder_that_can_t_be_written_to_is_named_with_the_option_for_another(cli, monkeypatch, command, option):
+    monkeypatch.chdir("/proc")
+    code, output, error = cli(*command)
+    assert (code, output) == (1, "")
+    assert re.search(rf"can't be used .*{option}", error), error
+    assert "\n" not in error

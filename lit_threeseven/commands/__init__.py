@@ -30,7 +30,10 @@ def main(name: str, args: list[str]) -> None:
         show(result, **{name: given[name] for name in others})
     except ImportError as error:
         sys.exit(f"lit-threeseven: error: {error}; install what is missing: pip install 'lit_threeseven[export]'")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        place = "; choose another place with --out" if "out" in inspect.signature(function).parameters else ""
+        sys.exit(f"lit-threeseven: error: {error.filename} can't be used ({error.strerror}){place}")
+    except ValueError as error:
         sys.exit(f"lit-threeseven: error: {error}")
 
 

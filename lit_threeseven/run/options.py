@@ -152,11 +152,12 @@ def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule)
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
     used: Any = options.get("optimizer")
-    if not used:
-        own = type(model).configure_optimizers(model)
-        used = Namespace(class_path=type(own).__name__, init_args=getattr(own, "defaults", {}))
+    if not used and type(model).configure_optimizers is LitThreeSeven.configure_optimizers:
+        own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
+        used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
-        settings[kind] = chosen and chosen.class_path.split(".")[-1]
+        if kind == "lr_scheduler" or chosen:
+            settings[kind] = chosen and chosen.class_path.split(".")[-1]
         settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
     kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
