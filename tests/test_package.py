@@ -166,7 +166,7 @@ def test_version_stands_in_one_place(shell):
 @pytest.mark.slow
 def test_wheel_alone_trains_and_resumes(shell):
     assert "2,038 to test" in shell("lit-threeseven --trainer.max_epochs 2 --run r")
-    assert "4 epochs" in shell("lit-threeseven --trainer.max_epochs 4 --run r")
+    assert "2 epochs after the first 2" in shell("lit-threeseven --trainer.max_epochs 4 --run r")
     assert [path.name for path in (shell.folder / "logs").iterdir()] == ["r"]
 
 
@@ -176,10 +176,10 @@ def test_wheel_alone_trains_and_resumes(shell):
     [
         ("lit-threeseven test --ckpt_path pretrained", "98.33%"),
         ("lit-threeseven --config fast --trainer.max_epochs 2", "2,038 to test"),
-        ("lit-threeseven recognize three.png", "three.png"),
-        ("lit-threeseven sweep --lr 0.1,1 --epochs 5", "best.ckpt"),
-        ("lit-threeseven export pretrained --to html", ".html"),
-        ("lit-threeseven verify --devices 1", "same"),
+        ("lit-threeseven recognize three.png", "\n    3 "),
+        ("lit-threeseven sweep --lr 0.1,1 --epochs 5", "2 networks, 0 of them diverged"),
+        ("lit-threeseven export pretrained --to html", "2,038 test images are the network's, within"),
+        ("lit-threeseven verify --devices 1", "All bits are the published ones."),
     ],
 )
 def test_wheel_alone_runs_each_command(shell, line, expected):
@@ -196,10 +196,5 @@ def test_a_users_typed_program_sees_the_types_that_it_meets(shell):
 
 
 @pytest.mark.slow
-def test_console_command_is_the_train_script():
-    script = [sys.executable, str(PROJECT / "scripts" / "train.py"), "--help"]
-    command = [str(Path(sys.executable).with_name("lit-threeseven")), "--help"]
-    programs = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for program in (script, command)]
-    expected, given = (program.communicate(timeout=120)[0] for program in programs)
-    assert [program.returncode for program in programs] == [0, 0]
-    assert given == expected.replace("train.py", "lit-threeseven")
+def test_console_command_is_the_train_script(shell):
+    assert shell("lit-threeseven --help") == shell(f"python {PROJECT / 'scripts' / 'train.py'} --help")
