@@ -1,7 +1,9 @@
-"""Checkpoints, read without running code that a file may hold; and the networks that ship."""
+"""Checkpoints: read without running code that a file may hold, and written whole; and the networks that ship."""
 
+import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,3 +56,19 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
         if not all(isinstance(entry, dict) for entry in (entries.values() if name == "loops" and entries else entries)):
             raise UserError(f"{path} is damaged: its entry {name} holds something else than dictionaries.")
     return checkpoint
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old one stays."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error

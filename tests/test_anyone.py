@@ -21,7 +21,7 @@ from lit_threeseven.functional import mean_squared_error
 PROJECT = Path(__file__).parents[1]
 PROCESSES = 3
 ROWS = 11157  # of the training part
-TRAINER_EXAMPLE, LOOP_EXAMPLE, DATA_EXAMPLE = range(3)
+DATA_EXAMPLE, TRAINER_EXAMPLE, LOOP_EXAMPLE = range(3)
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -243,9 +243,9 @@ def test_the_data_set_of_a_loader_is_an_ordinary_one():
 
 
 def example(number: int) -> str:
-    """A block of the README's section "Parts on their own"."""
-    section = (PROJECT / "README.md").read_text().split("## Parts on their own")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[number]
+    """A block of the package's own page."""
+    page = (PROJECT / "lit_threeseven" / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)[number]
 
 
 def accuracies(output: str) -> list[float]:

@@ -1,3 +1,4 @@
+import ast
 import re
 import shlex
 import subprocess
@@ -150,9 +151,15 @@ def test_sdist_holds_tests_scripts_and_the_pictures_of_its_pages(built):
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     assert {"tests/test_package.py", "scripts/train.py"} <= files
-    pictures = re.findall(r'src="([^"]+)"|!\[[^]]*\]\(([^)]+)\)', (PROJECT / "README.md").read_text())
+    pages = [path for path in files if path.endswith("README.md")]
+    assert {"README.md", "scripts/README.md", "tests/README.md"} <= set(pages)
+    pictures = {
+        (PROJECT / page).parent / path
+        for page in pages
+        for path in re.findall(r'src="([^"]+)"', (PROJECT / page).read_text())
+    }
     assert pictures
-    assert {"".join(paths) for paths in pictures} <= files
+    assert {str(path.resolve().relative_to(PROJECT)) for path in pictures} <= files
 
 
 @pytest.mark.slow
@@ -198,3 +205,33 @@ def test_a_users_typed_program_sees_the_types_that_it_meets(shell):
 @pytest.mark.slow
 def test_console_command_is_the_train_script(shell):
     assert shell("lit-threeseven --help") == shell(f"python {PROJECT / 'scripts' / 'train.py'} --help")
+
+
+# The floors of the package, from the lowest to the highest; a file imports from its own floor or a lower one.
+FLOORS = [
+    ["errors", "pixels", "whole", "functional", "augment", "dataset", "weights", "runs", "signals"],
+    ["batches", "resumable", "metrics", "datamodule", "module"],
+    ["networks"],
+    ["watch"],
+    ["use"],
+    ["run"],
+    ["commands"],
+    ["__main__"],
+]
+
+
+def floor(name: str) -> int:
+    return next((i for i, rooms in enumerate(FLOORS) if name in rooms), -1)  # -1 for the package itself
+
+
+def test_no_import_points_up():
+    package = PROJECT / "lit_threeseven"
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lit_threeseven"):
+                _, *rest = str(node.module).split(".")
+                for room in rest[:1] or [alias.name for alias in node.names]:
+                    if parts != ("__init__",):
+                        assert floor(room) <= floor(parts[0]), f"{path} imports {room}"
+    assert all(floor(path.stem) >= 0 for path in package.iterdir() if path.suffix == ".py" and path.stem != "__init__")

@@ -1,7 +1,6 @@
 """What a run resumes from: its folder, and checkpoints that are kept up to date, and written whole or not at all."""
 
 import io
-import os
 import shutil
 import signal
 import threading
@@ -33,27 +32,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content = io.BytesIO()  # on a full disk torch.save into a file doesn't say what went wrong
         torch.save(checkpoint, content)
-        write_whole(Path(path), content.getbuffer())
+        weights.write_whole(Path(path), content.getbuffer())
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         return weights.read(path, map_location)
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old one stays."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -21,7 +21,7 @@ from lit_threeseven.networks import load
 from lit_threeseven.run import checkpoints, launch, options
 from lit_threeseven.signals import Stopped, count, local_rank
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
-from lit_threeseven.weights import PRETRAINED
+from lit_threeseven.weights import PRETRAINED, write_whole
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -246,7 +246,7 @@ class ThreeSevenCLI(LightningCLI):
             path = Path(self.ckpt_path).with_suffix(".predictions.csv")
             path = Path(path.name) if path.parent == PRETRAINED else path
             if self.trainer.is_global_zero:
-                checkpoints.write_whole(path, content.encode())
+                write_whole(path, content.encode())
             rows["Predictions"] = os.path.relpath(path)
         self.report(rows)
 

@@ -101,7 +101,9 @@ class PatientDDP(DDPStrategy):
 def patient_ddp() -> Iterator[None]:
     """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
     unused = {"ddp_find_unused_parameters_true": True, "ddp_find_unused_parameters_false": False}
-    kinds = {"ddp": {}} | {name: {"find_unused_parameters": value} for name, value in unused.items()}
+    kinds: dict[str, dict[str, bool]] = {"ddp": {}} | {
+        name: {"find_unused_parameters": value} for name, value in unused.items()
+    }
     usual = {name: StrategyRegistry[name] for name in kinds}
     for name, options in kinds.items():
         StrategyRegistry.register(name, PatientDDP, override=True, timeout=PATIENCE, **options)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lit_threeseven.errors import UserError
 from lit_threeseven.module import PIXELS, THRESHOLD, LitThreeSeven
-from lit_threeseven.run.checkpoints import write_whole
 from lit_threeseven.use import pictures
+from lit_threeseven.weights import write_whole
 
 TOLERANCE = 1e-6  # of a probability
 LARGEST_PAGE = 300_000  # bytes
