@@ -5,6 +5,7 @@ Also the recipes that are interrupted, and what their runs end with.
 
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sys
@@ -145,8 +146,9 @@ class Job:
 
     @property
     def outputs(self) -> list[str]:
-        """What each process printed."""
-        return [output.read_text() if output.exists() else "" for output in self._outputs]
+        """What each process printed, but for a line of gloo's that torch 2.9 prints."""
+        texts = [output.read_text() if output.exists() else "" for output in self._outputs]
+        return [re.sub(r"^\[Gloo\] Rank .*\n", "", text, flags=re.MULTILINE) for text in texts]
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
