@@ -1,11 +1,15 @@
 """Loss, accuracy and AUROC of all rows of all processes, from whole numbers: the same bits whatever the order."""
 
+from typing import Any
+
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 
 from lit_threeseven.functional import THRESHOLD, sum_of_squares
+from lit_threeseven.whole import over_processes
 
 
 def sums(probability: Tensor, y: Tensor) -> Tensor:
@@ -33,6 +37,36 @@ class MeanOfRows(Metric):
     def compute(self) -> Tensor:
         """The mean over all rows."""
         return (self.sums[self.which] / self.sums[2]).float()
+
+
+class Curves(L.LightningModule):
+    """Logs loss and accuracy of training batches: at the first step, and as often as the Trainer logs.
+
+    If a callback or a scheduler watches one of them, that is at every step.
+    """
+
+    logged = False  # whether this step is; a number of steps here would be compiled anew at each by `torch.compile`
+    _watched = False
+
+    def on_train_start(self) -> None:
+        """Look for callbacks and schedulers that watch a training metric."""
+        trainer: Any = self.trainer  # whose attributes have no types
+        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
+        self._watched = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Decide whether this step is logged."""
+        step, every = self.global_step, vars(self.trainer)["log_every_n_steps"]
+        self.logged = self._watched or (bool(every) and (step == 0 or (step + 1) % every == 0))
+
+    def log_curves(self, probability: Tensor, y: Tensor) -> None:
+        """Log a batch's loss and accuracy, of the rows of all processes; all of them must call this."""
+        squares, right, rows = over_processes(sums(probability, y))
+        curves = {"train/loss": squares / rows, "train/accuracy": right / rows}
+        self.log_dict(curves)
+        if self.global_step == 0 and vars(self.trainer)["log_every_n_steps"] != 1:  # which Lightning leaves out
+            for logger in self.loggers:
+                logger.log_metrics({name: float(value) for name, value in curves.items()}, 0)
 
 
 def of_rows() -> nn.ModuleDict:

@@ -1,6 +1,6 @@
 """`LitThreeSeven`: the weights, the step, the metrics and the optimizer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from lit_threeseven.functional import (
     sigmoid,
 )
 from lit_threeseven.resumable import Resumable, plain
-from lit_threeseven.whole import over_processes
 
 PIXELS = 28 * 28
 
 
-class LitThreeSeven(Resumable):
+class LitThreeSeven(metrics.Curves, Resumable):
     """One layer with one neuron: ``probability of a three = sigmoid(x W + b)``, trained by gradient descent.
 
     `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. `lightning.seed_everything` or
@@ -63,7 +62,6 @@ class LitThreeSeven(Resumable):
         self.add_weights(np.random.default_rng(int(torch.randint(2**63 - 1, ()))))
         self.example_input_array = torch.zeros(1, PIXELS)  # used by Lightning to trace the graph
         self.val_metrics, self.test_metrics = metrics.of_rows(), metrics.of_rows()
-        self._monitored = False
 
     def add_weights(self, random: np.random.Generator) -> None:
         """Add the parameters, with starting values from a generator."""
@@ -82,10 +80,6 @@ class LitThreeSeven(Resumable):
         """
         return sigmoid(self.logits(x))
 
-    if TYPE_CHECKING:  # torch says Any
-
-        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
-
     def logits(self, x: Tensor) -> Tensor:
         """What the sigmoid makes a probability of: ``x W + b``, ``(N, 1)``; above 0 for the first digit."""
         return linear(x, self.W, self.b)
@@ -95,12 +89,9 @@ class LitThreeSeven(Resumable):
         x, y, divisor = shared(batch, check=batch_idx == 0)
         probability = self(x)
         loss = mean_squared_error(probability, y, divisor)
-        trainer: Any = self.trainer  # whose attributes have no types
-        every = trainer.log_every_n_steps
-        if self._monitored or (every and (self.global_step + 1) % every == 0):
+        if self.logged:
             self.check_finite()
-            sums = over_processes(metrics.sums(probability.detach(), y))
-            self.log_dict({"train/loss": sums[0] / sums[2], "train/accuracy": sums[1] / sums[2]})
+            self.log_curves(probability.detach(), y)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -152,10 +143,8 @@ class LitThreeSeven(Resumable):
             raise UserError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
 
     def on_train_start(self) -> None:
-        """Log at every step if a callback or scheduler watches a training metric; leave exact gradients as they are."""
-        trainer: Any = self.trainer
-        watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-        self._monitored = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)
+        """Leave exact gradients as they are."""
+        super().on_train_start()
         exact = getattr(self.trainer.train_dataloader, "as_bytes", False) and len([*self.parameters()]) == 2
         if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):
             # `linear` has added them up; DDP would divide, and three times a number divided by three may be another

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ class Resumable(PlainArguments, L.LightningModule):
     They are loaded without running any code that a file may hold, into a network of the class that saved them; training
     resumes after the last batch trained; and weights that are not finite are never saved.
     """
+
+    __call__: Callable[..., torch.Tensor]  # torch says Any
 
     @classmethod
     def load_from_checkpoint(

@@ -147,7 +147,7 @@ def test_several_processes_train_layers_to_the_weights_of_one(cli, tmp_path):
 def test_the_first_layer_s_units_are_drawn(cli):
     cli("fit", *DEEP)
     run = EventAccumulator(str(cli.folder / "logs/version_0")).Reload()
-    assert {"W1/picture", "train/examples", "val/hardest"} <= set(run.Tags()["images"])
+    assert {"weights/W1 picture", "views/train examples", "views/val hardest"} <= set(run.Tags()["images"])
     assert {f"W{i}/{kind}" for i in (1, 2, 3) for kind in ("weights", "gradient")} <= set(run.Tags()["histograms"])
     assert cli.folder.joinpath("logs/version_0/hparams.yaml").read_text().count("hidden_sizes") == 1
 

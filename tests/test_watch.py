@@ -92,17 +92,17 @@ def run(tmp_path_factory) -> tuple[Path, LitThreeSeven]:
 
 def test_a_run_shows_training_images_and_the_hardest_ones(run):
     found = pictures(run[0])
-    assert found["train/examples"] == [0]
-    assert found["val/hardest"][-1] == 19  # the last validation
+    assert found["views/train examples"] == [0]
+    assert found["views/val hardest"][-1] == 19  # the last validation
 
 
 def test_a_run_shows_the_weights_after_powers_of_ten_epochs_and_at_the_end(run):
     folder, model = run
-    assert pictures(folder)["W/picture"] == [0, 9, 22]
+    assert pictures(folder)["weights/W picture"] == [0, 9, 22]
     events = written(folder)
-    assert [h.step for h in events.Histograms("W/weights")] == [0, 9, 22]
-    assert [h.step for h in events.Histograms("W/gradient")] == [0, 9, 22]
-    last = events.Histograms("W/weights")[-1].histogram_value
+    assert [h.step for h in events.Histograms("weights/W")] == [0, 9, 22]
+    assert [h.step for h in events.Histograms("weights/W gradient")] == [0, 9, 22]
+    last = events.Histograms("weights/W")[-1].histogram_value
     assert last.num == 784
     assert last.max == pytest.approx(model.W.max().item())
 
@@ -110,7 +110,7 @@ def test_a_run_shows_the_weights_after_powers_of_ten_epochs_and_at_the_end(run):
 def test_a_run_shows_the_curves_of_its_validation_and_of_its_test(run):
     found = pictures(run[0])
     for name in CURVES:
-        assert found[f"val/{name}"] == found["val/hardest"]
+        assert found[f"views/val {name}"] == found["views/val hardest"]
         assert found[f"test/{name}"] == [23]
     assert {"val", "test"} <= set(written(run[0]).PluginTagToContent("pr_curves"))
 
@@ -157,10 +157,14 @@ def test_all_pictures_are_there_in_every_precision(watched, tmp_path, precision)
     run = watched(max_epochs=1, precision=precision)
     run.fit(model, data)
     run.test(model, data, verbose=False)
-    expected = {f"{stage}/{name}" for stage in ("val", "test") for name in CURVES}
-    assert set(pictures(tmp_path / "run")) == expected | {"val/hardest", "train/examples", "W/picture"}
+    expected = {f"views/{stage} {name}" for stage in ("val", "test") for name in CURVES}
+    assert set(pictures(tmp_path / "run")) == expected | {
+        "views/val hardest",
+        "views/train examples",
+        "weights/W picture",
+    }
     events = written(tmp_path / "run")
-    assert {"W/weights", "W/gradient"} == set(events.Tags()["histograms"])
+    assert {"weights/W", "weights/W gradient"} == set(events.Tags()["histograms"])
     assert set(events.PluginTagToContent("pr_curves")) == {"val", "test"}
     assert events.Tags()["graph"]
 
@@ -208,7 +212,7 @@ def test_without_validation_data_only_weights_and_training_images_are_drawn(watc
     data = ThreeSevenDataModule(val_fraction=0, batch_size=batch_size)
     watched(max_epochs=12, check_val_every_n_epoch=5).fit(LitThreeSeven(), data)
     steps = [0, 9, 11] if batch_size is None else [2, 29, 35]
-    assert pictures(tmp_path / "run") == {"train/examples": [0], "W/picture": steps}
+    assert pictures(tmp_path / "run") == {"views/train examples": [0], "weights/W picture": steps}
 
 
 def test_a_run_that_ends_early_shows_what_it_ended_with(watched, tmp_path):
@@ -218,8 +222,8 @@ def test_a_run_that_ends_early_shows_what_it_ended_with(watched, tmp_path):
 
     watched(Enough(), max_epochs=1000, check_val_every_n_epoch=2).fit(LitThreeSeven(), ThreeSevenDataModule())
     found = pictures(tmp_path / "run")
-    assert found["W/picture"] == [0, 5]
-    assert found["val/hardest"] == found["val/roc"] == [5]
+    assert found["weights/W picture"] == [0, 5]
+    assert found["views/val hardest"] == found["views/val roc"] == [5]
 
 
 def test_a_validation_after_a_fit_that_failed_is_not_drawn(watched, tmp_path):
@@ -246,9 +250,12 @@ def test_your_own_dataloaders_are_drawn_too(watched, tmp_path):
     x, y = torch.rand(40, 28, 28), torch.arange(40.0).remainder(2).unsqueeze(1)
     loader = DataLoader(TensorDataset(x, y), batch_size=16)
     watched(max_epochs=1).fit(LitThreeSeven(), loader, loader)
-    assert {"train/examples", "W/picture", "val/hardest", *(f"val/{name}" for name in CURVES)} == set(
-        pictures(tmp_path / "run")
-    )
+    assert {
+        "views/train examples",
+        "weights/W picture",
+        "views/val hardest",
+        *(f"views/val {name}" for name in CURVES),
+    } == set(pictures(tmp_path / "run"))
 
 
 def test_a_run_survives_validation_by_steps_and_validation_steps_that_return_nothing(watched, tmp_path):
@@ -261,7 +268,7 @@ def test_a_run_survives_validation_by_steps_and_validation_steps_that_return_not
     assert run.global_step == 9
     found = pictures(tmp_path / "run")
     assert not any(name.startswith("val/") for name in found)
-    assert found["W/picture"] == [5, 8]  # after the first epoch, and in the middle of the second
+    assert found["weights/W picture"] == [5, 8]  # after the first epoch, and in the middle of the second
     assert len(written(tmp_path / "run").Scalars("val/loss")) == 3
 
 
@@ -289,7 +296,7 @@ def test_only_the_first_process_writes_and_all_rows_are_drawn(cli, tmp_path):
     one, several = (folder / "logs" / "version_0" for folder in (cli.folder, tmp_path / "several"))
     assert pictures(one) == pictures(several)
     assert len(list(several.glob("events*"))) == len(list(one.glob("events*")))
-    for tag in ("val/hardest", "test/confusion_matrix"):
+    for tag in ("views/val hardest", "views/test confusion_matrix"):
         images = [written(run).Images(tag)[0].encoded_image_string for run in (one, several)]
         assert images[0] == images[1]
 
@@ -298,8 +305,8 @@ def test_a_resumed_run_continues_the_same_pictures(cli):
     cli("fit", "--trainer.max_epochs", "9")
     cli("fit", "--trainer.max_epochs", "12", "--ckpt_path", "last")
     found = pictures(cli.folder / "logs/version_0")
-    assert found["train/examples"] == [0]
-    assert found["W/picture"] == [0, 8, 9, 11]
+    assert found["views/train examples"] == [0]
+    assert found["weights/W picture"] == [0, 8, 9, 11]
 
 
 @pytest.mark.parametrize("logger", [False, "csv"])
@@ -326,8 +333,10 @@ def test_a_picture_that_fails_is_reported_once_and_all_others_are_there(watched,
     ]
     assert run.global_step == 12
     run.test(model, data, verbose=False)
-    others = {"train/examples", "val/hardest"}
-    others |= {f"{stage}/{name}" for stage in ("val", "test") for name in ("confusion_matrix", "precision_recall")}
+    others = {"views/train examples", "views/val hardest"}
+    others |= {
+        f"views/{stage} {name}" for stage in ("val", "test") for name in ("confusion_matrix", "precision_recall")
+    }
     assert set(pictures(tmp_path / "run")) == others
 
 
@@ -552,14 +561,14 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
                     page.screenshot(path=shots / f"{tab}.png")
 
                 visit("timeseries", "card-view", 4)
-                page.get_by_role("combobox", name="Filter tags (regex)").fill("train/loss|val/accuracy|W/picture")
+                page.get_by_role("combobox", name="Filter tags (regex)").fill("train/loss|val/accuracy|W picture")
                 page.keyboard.press("Escape")  # closes the suggestions that cover the charts
                 page.locator("image-card img").first.wait_for()
                 lines = page.locator("scalar-card .series-view path")
                 lines.nth(7).wait_for(state="attached")  # of two charts and two runs, as measured and smoothed
                 page.wait_for_timeout(1000)
                 assert all(line.count("L") >= 4 for line in lines.evaluate_all("p => p.map(x => x.getAttribute('d'))"))
-                for tag in ("train/loss", "val/accuracy", "W/picture"):
+                for tag in ("train/loss", "val/accuracy", "weights/W picture"):
                     assert page.get_by_title(tag).count(), tag
                 page.screenshot(path=shots / "timeseries.png")
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 
 class FitProgressBar(ProgressBar):
-    """One bar over all epochs of a fit, with the loss and the time left, on standard error if that is a terminal.
+    """One bar over all epochs of a fit, with the loss and the time left, on standard error if a person reads that.
 
     Lightning's own bar starts again at each epoch, which is no use when an epoch is one batch. The loss is read only
     when the bar is drawn, at most ten times a second.
@@ -50,7 +50,8 @@ class FitProgressBar(ProgressBar):
         self._open(trainer)
 
     def _open(self, trainer: L.Trainer) -> None:
-        if self.is_disabled or not trainer.is_global_zero or not sys.stderr.isatty():
+        shown = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook's output can go back to its line's start
+        if self.is_disabled or not trainer.is_global_zero or not shown:
             return
         total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
         columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty

@@ -61,25 +61,25 @@ def units(W: Tensor, name: str = "W1") -> Figure:
 
 
 def images(x: Tensor, captions: Sequence[str], title: str) -> Figure:
-    """Draw images side by side, six in a row, each under its caption.
+    """Draw images side by side, four in a row, each under its caption, which can be read on TensorBoard's small cards.
 
     Args:
         x: ``(N, 784)`` or ``(N, 28, 28)``, 0 to 1; dark is 1.
         captions: N of them, short; a line break makes two lines.
         title: Text above the images.
     """
-    rows = -(-len(x) // 6)
+    rows = -(-len(x) // 4)
     paper = 0.1 + 0.9 * x.detach().float().cpu().reshape(-1, 28, 28)
-    tiles = pad(paper, (1, 1, 11, 1, 0, 6 * rows - len(x)))  # to 40 × 30 pixels, as many as there is room for
-    canvas = tiles.unflatten(0, (rows, 6)).transpose(1, 2).reshape(40 * rows, 180)
+    tiles = pad(paper, (1, 1, 11, 1, 0, 4 * rows - len(x)))  # to 40 × 30 pixels, as many as there is room for
+    canvas = tiles.unflatten(0, (rows, 4)).transpose(1, 2).reshape(40 * rows, 120)
     # one pair of axes for all images: a pair for each would take longer than everything else
-    figure = Figure(figsize=(5.4, 1.2 * rows + 0.4), facecolor="white")
+    figure = Figure(figsize=(3.6, 1.2 * rows + 0.4), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1.2 * rows / (1.2 * rows + 0.4)))
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_axis_off()
     for i, text in enumerate(captions):
-        axes.text(30 * (i % 6) + 14.5, 40 * (i // 6) + 9.5, text, ha="center", fontsize=8, color=INK, linespacing=0.95)
-    axes.set_title(title, fontsize=11, color=INK)
+        axes.text(30 * (i % 4) + 14.5, 40 * (i // 4) + 9.5, text, ha="center", fontsize=8, color=INK, linespacing=0.95)
+    axes.set_title(title, fontsize=9, color=INK)
     return figure
 
 

@@ -25,6 +25,8 @@ GRID = 12  # images in a grid
 class TensorBoardPictures(L.Callback):
     """Show in TensorBoard how `LitThreeSeven`, or a subclass, thinks; of any other module only the recipe.
 
+    Their tags begin with "views" and "weights", which TensorBoard shows after the curves.
+
     - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
     - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
@@ -51,7 +53,7 @@ class TensorBoardPictures(L.Callback):
     ) -> None:
         epochs = trainer.current_epoch + 1
         if trainer.current_epoch == batch_idx == 0:
-            self._figure(trainer, "train/examples", 0, examples, pl_module, batch)
+            self._figure(trainer, "views/train examples", 0, examples, pl_module, batch)
         if trainer.is_last_batch and (epochs == trainer.max_epochs or math.log10(epochs).is_integer()):
             self._weights_step = trainer.global_step
             self._write(trainer, "W", write_weights, pl_module, epochs)
@@ -91,15 +93,17 @@ class TensorBoardPictures(L.Callback):
         rows, hardest = (torch.cat(parts) for parts in zip(*collected, strict=True))
         probability, y, stage, step = rows[:, :1], rows[:, 1:], self._stage, self._step
         if stage != "test":
-            self._figure(trainer, f"{stage}/hardest", step, hardest_images, pl_module, hardest)
+            self._figure(trainer, f"views/{stage} hardest", step, hardest_images, pl_module, hardest)
         for kind in get_args(figures.Kind):
-            self._figure(trainer, f"{stage}/{kind}", step, figures.quality, kind, probability, y, pl_module.digits)
+            self._figure(
+                trainer, f"views/{stage} {kind}", step, figures.quality, kind, probability, y, pl_module.digits
+            )
         self._write(trainer, "pr_curve", SummaryWriter.add_pr_curve, stage, y, probability, step)
 
     on_test_epoch_end = _draw_collected
 
     def _figure(self, trainer: L.Trainer, tag: str, step: int, draw: Callable[..., Figure], *args: Any) -> None:
-        self._write(trainer, tag.split("/")[1], lambda writer: writer.add_figure(tag, draw(*args), step))
+        self._write(trainer, tag.split(" ")[1], lambda writer: writer.add_figure(tag, draw(*args), step))
 
     def _write(self, trainer: L.Trainer, kind: str, write: Callable[..., None], *args: Any) -> None:
         for logger in trainer.loggers:
@@ -145,29 +149,31 @@ def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> 
     if not all(W.isfinite().all() for W in layers.values()):
         return
     for name, W in layers.items():
-        writer.add_histogram(f"{name}/weights", W.float(), step)
+        writer.add_histogram(f"weights/{name}", W.float(), step)
         if W.grad is not None:
-            writer.add_histogram(f"{name}/gradient", W.grad.float(), step)
+            writer.add_histogram(f"weights/{name} gradient", W.grad.float(), step)
     name, W = next(iter(layers.items()))
     title = f"{name} after epoch {epochs:,}"
     picture = figures.weights(W, module.digits, title) if W.shape[1] == 1 else figures.units(W, title)
-    writer.add_figure(f"{name}/picture", picture, step)
+    writer.add_figure(f"weights/{name} picture", picture, step)
 
 
 def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
     """Write what decides the result of a run: as a table of text, and into the HPARAMS tab beside the metrics."""
-    recipe = {**trainer.lightning_module.hparams, **getattr(getattr(trainer, "datamodule", None), "hparams", {})}
-    recipe |= {"max_epochs": trainer.max_epochs, "devices": trainer.world_size}
-    recipe["seed_everything"] = os.environ.get("PL_GLOBAL_SEED")
+    recipe: dict[str, Any] = {}  # in TensorBoard's order
     for optimizer in trainer.optimizers[:1]:
         group = optimizer.param_groups[0]
         recipe["lr"] = float(group.get("initial_lr", group["lr"]))  # a scheduler changes "lr" and keeps the initial one
         recipe["optimizer"] = type(optimizer).__name__
-    for name in ("data_dir", "_instantiator"):  # which decide nothing
-        recipe.pop(name, None)
+    recipe["max_epochs"] = trainer.max_epochs
+    data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
+    recipe = {**recipe, **{**trainer.lightning_module.hparams, **data, **recipe}}
+    recipe["seed_everything"] = os.environ.get("PL_GLOBAL_SEED")
+    decisive = {name for name in recipe if name[0] != "_"} - {"data_dir", "digits", "source"}  # the others are not
+    recipe = {name: value for name, value in recipe.items() if name in decisive}
     recipe = {name: value if isinstance(value, int | float) else str(value) for name, value in recipe.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     writer.add_text("recipe", f"| | |\n|---|---|\n{rows}", 0)
-    compared = {f"{stage}/{name}": 0.0 for stage in ("val", "test") for name in ("loss", "accuracy", "auroc")}
+    compared = {f"{stage}/{name}": 0.0 for name in ("accuracy", "loss", "auroc") for stage in ("test", "val")}
     for summary in hparams(recipe, compared):
         writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # it is set by now
