@@ -8,18 +8,36 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from lit_threeseven import dataset
+from lit_threeseven.use import NoInkError
+from lit_threeseven.use.find import find, remark
 
 Random = np.random.Generator
 
-# Strokes, as points from the left and from the top, 0 to 1; those of a form are joined by smooth curves, others straight.
+# Strokes, as points from the left and from the top, 0 to 1; long ones are smooth curves.
 CURVED = {
-    3: [[(0.12, 0.16), (0.45, 0.0), (0.85, 0.13), (0.8, 0.36), (0.42, 0.47), (0.85, 0.58), (0.92, 0.83), (0.5, 1), (0.05, 0.87)]],
+    3: [
+        [
+            (0.12, 0.16),
+            (0.45, 0.0),
+            (0.85, 0.13),
+            (0.8, 0.36),
+            (0.42, 0.47),
+            (0.85, 0.58),
+            (0.92, 0.83),
+            (0.5, 1),
+            (0.05, 0.87),
+        ]
+    ],
 }
-FLAT_THREE = [[(0.1, 0.0), (0.9, 0.0), (0.45, 0.42)], [(0.45, 0.42), (0.85, 0.55), (0.9, 0.83), (0.5, 1.0), (0.05, 0.9)]]
+FLAT_THREE = [
+    [(0.1, 0.0), (0.9, 0.0), (0.45, 0.42)],
+    [(0.45, 0.42), (0.85, 0.55), (0.9, 0.83), (0.5, 1.0), (0.05, 0.9)],
+]
 SEVEN = [[(0.05, 0.03), (0.95, 0.0), (0.35, 1.0)]]
 CROSSED = [*SEVEN, [(0.3, 0.52), (0.88, 0.47)]]
 SERIF = [[(0.05, 0.18), (0.07, 0.01), (0.95, 0.0), (0.4, 1.0)]]
@@ -86,7 +104,11 @@ class Hand:
 
     def any(self, digit: int, size: int) -> np.ndarray:
         """One or the other."""
-        return self.image(digit, size) if self.random.random() < 0.6 else self.strokes(digit, size, self.random.uniform(0.05, 0.13))
+        return (
+            self.image(digit, size)
+            if self.random.random() < 0.6
+            else self.strokes(digit, size, self.random.uniform(0.05, 0.13))
+        )
 
 
 class Page:
@@ -125,8 +147,15 @@ class Page:
         """A straight line."""
         return self.draw(lambda d: d.line(ends, fill=255, width=max(1, round(width))), colour)
 
-    def write(self, digit: int, ink: tuple | None = None, share: float | None = None, mask: np.ndarray | None = None,
-              at: tuple[float, float] | None = None, strength: float = 1.0) -> "Page":
+    def write(
+        self,
+        digit: int,
+        ink: tuple | None = None,
+        share: float | None = None,
+        mask: np.ndarray | None = None,
+        at: tuple[float, float] | None = None,
+        strength: float = 1.0,
+    ) -> "Page":
         """Write the digit somewhere, its length a share of the page's shorter side."""
         r = self.random
         size = round((share or r.uniform(0.25, 0.6)) * min(self.width, self.height))
@@ -143,7 +172,10 @@ class Page:
 
     def light(self, least: float) -> "Page":
         """Light falls off towards some side, to a share of at least `least`."""
-        angle, y, x = self.random.uniform(0, 2 * math.pi), *np.mgrid[-1 : 1 : self.height * 1j, -1 : 1 : self.width * 1j]
+        angle, y, x = (
+            self.random.uniform(0, 2 * math.pi),
+            *np.mgrid[-1 : 1 : self.height * 1j, -1 : 1 : self.width * 1j],
+        )
         across = (x * math.cos(angle) + y * math.sin(angle)) / 1.5
         self.pixels *= (1 - (1 - least) * (0.5 + 0.5 * across).clip(0, 1))[..., None]
         return self
@@ -208,25 +240,43 @@ def pen(random: Random, width: tuple[float, float]) -> Callable[[Page, int], np.
     )
 
 
-# fmt: off
 @kind
-def plain(r, d): return Page(r).write(d).file()
+def plain(r, d):
+    return Page(r).write(d).file()
+
+
 @kind
-def photo(r, d): return Page(r).write(d).camera()
+def photo(r, d):
+    return Page(r).write(d).camera()
+
+
 @kind
-def ballpoint(r, d): return (p := Page(r)).write(d, (30, 44, 130), mask=pen(r, (0.016, 0.03))(p, d)).camera()
+def ballpoint(r, d):
+    return (p := Page(r)).write(d, (30, 44, 130), mask=pen(r, (0.016, 0.03))(p, d)).camera()
+
+
 @kind
-def pencil(r, d): return (p := Page(r)).write(d, (105, 105, 110), mask=pen(r, (0.018, 0.035))(p, d), strength=0.85).camera()
+def pencil(r, d):
+    return (p := Page(r)).write(d, (105, 105, 110), mask=pen(r, (0.018, 0.035))(p, d), strength=0.85).camera()
+
+
 @kind
-def felt_pen(r, d): return (p := Page(r)).write(d, mask=pen(r, (0.12, 0.2))(p, d)).camera()
+def felt_pen(r, d):
+    return (p := Page(r)).write(d, mask=pen(r, (0.12, 0.2))(p, d)).camera()
+
+
 @kind
 def crossed_seven_and_curved_three(r, d):
     p = Page(r)
     return p.write(d, mask=p.hand.strokes(d, 220, 0.08, CROSSED if d == 7 else None)).camera()
+
+
 @kind
 def seven_with_a_serif_and_flat_three(r, d):
     p = Page(r)
     return p.write(d, mask=p.hand.strokes(d, 220, 0.08, SERIF if d == 7 else FLAT_THREE)).camera()
+
+
 @kind
 def chalk(r, d):
     p = Page(r, paper=(38, 62, 52))
@@ -246,21 +296,44 @@ def lined(r, d, colour, ink=None, squares=False, width=1.5, step=None, mask=None
         if squares:
             p.line((at, 0, at - tilt * p.height, p.height), width * p.unit, colour)
     return p.write(d, ink, mask=mask and mask(p, d)).camera()
+
+
 @kind
-def ruled_light(r, d): return lined(r, d, (170, 195, 225))
+def ruled_light(r, d):
+    return lined(r, d, (170, 195, 225))
+
+
 @kind
-def ruled_dark(r, d): return lined(r, d, (95, 95, 110), width=2)
+def ruled_dark(r, d):
+    return lined(r, d, (95, 95, 110), width=2)
+
+
 @kind
-def squared_light(r, d): return lined(r, d, (175, 195, 215), squares=True, step=r.uniform(18, 35))
+def squared_light(r, d):
+    return lined(r, d, (175, 195, 215), squares=True, step=r.uniform(18, 35))
+
+
 @kind
-def squared_dark(r, d): return lined(r, d, (110, 115, 130), squares=True, step=r.uniform(24, 40))
+def squared_dark(r, d):
+    return lined(r, d, (110, 115, 130), squares=True, step=r.uniform(24, 40))
+
+
 @kind
-def blue_lines_blue_pen(r, d): return lined(r, d, (110, 140, 205), (30, 50, 150))
+def blue_lines_blue_pen(r, d):
+    return lined(r, d, (110, 140, 205), (30, 50, 150))
+
+
 @kind
 def margin_line(r, d):
     p = Page(r)
     x = r.uniform(0.1, 0.2) * p.width
-    return p.line((x, 0, x + r.normal(0, 8), p.height), 3 * p.unit, (215, 60, 70)).write(d, at=(0.62, r.uniform(0.2, 0.8))).camera()
+    return (
+        p.line((x, 0, x + r.normal(0, 8), p.height), 3 * p.unit, (215, 60, 70))
+        .write(d, at=(0.62, r.uniform(0.2, 0.8)))
+        .camera()
+    )
+
+
 @kind
 def punch_holes(r, d):
     p = Page(r)
@@ -268,37 +341,83 @@ def punch_holes(r, d):
         x, y, e = 0.05 * p.width, y * p.height, 14 * p.unit
         p.draw(lambda q, x=x, y=y, e=e: q.ellipse((x - e, y - e, x + e, y + e), fill=255), (40, 36, 34))
     return p.write(d, at=(0.6, r.uniform(0.2, 0.8))).camera()
+
+
 @kind
 def table_along_one_side(r, d):
     c = r.uniform(0.08, 0.22)
-    return Page(r).write(d, at=(0.6, 0.5), share=0.4).on_table(lambda w, h: [(c * w, -9), (w + 9, -9), (w + 9, h + 9), (c * w + r.normal(0, 12), h + 9)])
+    return (
+        Page(r)
+        .write(d, at=(0.6, 0.5), share=0.4)
+        .on_table(lambda w, h: [(c * w, -9), (w + 9, -9), (w + 9, h + 9), (c * w + r.normal(0, 12), h + 9)])
+    )
+
+
 @kind
 def sheet_askew(r, d):
     s = r.uniform(-0.12, 0.12)
-    return Page(r).write(d, at=(0.5, 0.5), share=0.4).on_table(lambda w, h: [(0.12 * w + s * h, 0.1 * h - s * w), (0.9 * w + s * h, 0.1 * h + s * w), (0.9 * w - s * h, 0.9 * h + s * w), (0.12 * w - s * h, 0.9 * h - s * w)])
+    return (
+        Page(r)
+        .write(d, at=(0.5, 0.5), share=0.4)
+        .on_table(
+            lambda w, h: [
+                (0.12 * w + s * h, 0.1 * h - s * w),
+                (0.9 * w + s * h, 0.1 * h + s * w),
+                (0.9 * w - s * h, 0.9 * h + s * w),
+                (0.12 * w - s * h, 0.9 * h - s * w),
+            ]
+        )
+    )
+
+
 @kind
 def perspective(r, d):
     a = r.uniform(0.08, 0.2)
-    return Page(r).write(d, at=(0.5, 0.5)).on_table(lambda w, h: [(a * w, 0.08 * h), ((1 - a) * w, 0.08 * h), (1.02 * w, 1.02 * h), (-0.02 * w, 1.02 * h)])
+    return (
+        Page(r)
+        .write(d, at=(0.5, 0.5))
+        .on_table(
+            lambda w, h: [(a * w, 0.08 * h), ((1 - a) * w, 0.08 * h), (1.02 * w, 1.02 * h), (-0.02 * w, 1.02 * h)]
+        )
+    )
+
+
 @kind
 def scanner_corners(r, d):
     p, e = Page(r), r.uniform(0.03, 0.1)
     w, h = p.width, p.height
-    p.write(d, at=(0.5, 0.5)).draw(lambda q: [q.polygon(c, fill=255) for c in ([(0, 0), (e * w, 0), (0, 0.9 * h)], [(w, h), (w, 0.2 * h), (w - e * w, h)])], (8, 8, 8))
+    p.write(d, at=(0.5, 0.5)).draw(
+        lambda q: [
+            q.polygon(c, fill=255) for c in ([(0, 0), (e * w, 0), (0, 0.9 * h)], [(w, h), (w, 0.2 * h), (w - e * w, h)])
+        ],
+        (8, 8, 8),
+    )
     return p.camera(noise=2, light=1)
+
+
 @kind
 def printed_box(r, d):
     p = Page(r).write(d, at=(0.5, 0.5), share=0.35)
     x0, y0, x1, y1 = p.box
     e = r.uniform(14, 40) * p.unit
-    return p.draw(lambda q: q.rectangle((x0 - e, y0 - e, x1 + e, y1 + e), outline=255, width=max(1, round(2.5 * p.unit))), (40, 40, 40)).camera()
+    return p.draw(
+        lambda q: q.rectangle((x0 - e, y0 - e, x1 + e, y1 + e), outline=255, width=max(1, round(2.5 * p.unit))),
+        (40, 40, 40),
+    ).camera()
+
+
 @kind
 def check_boxes(r, d):
     p = Page(r).write(d, at=(0.6, 0.5), share=0.35)
     for k in range(4):
         x, y, s = 0.08 * p.width, (0.15 + 0.2 * k) * p.height, 22 * p.unit
-        p.draw(lambda q, x=x, y=y, s=s: q.rectangle((x, y, x + s, y + s), outline=255, width=max(1, round(2 * p.unit))), (50, 50, 50))
+        p.draw(
+            lambda q, x=x, y=y, s=s: q.rectangle((x, y, x + s, y + s), outline=255, width=max(1, round(2 * p.unit))),
+            (50, 50, 50),
+        )
     return p.camera()
+
+
 @kind
 def specks(r, d):
     p = Page(r).write(d)
@@ -306,16 +425,28 @@ def specks(r, d):
         x, y, e = x * p.width, y * p.height, r.uniform(3, 7) * p.unit
         p.draw(lambda q, x=x, y=y, e=e: q.ellipse((x - e, y - e, x + e, y + e), fill=255), (50, 45, 40))
     return p.camera()
+
+
 @kind
 def stain(r, d):
     p = Page(r).write(d, at=(0.3, 0.5), share=0.4)
     x, y, e = 0.78 * p.width, r.uniform(0.2, 0.8) * p.height, r.uniform(40, 80) * p.unit
     return p.draw(lambda q: q.ellipse((x - e, y - e, x + e, y + 0.8 * e), fill=255), (160, 120, 70), 0.7).camera()
+
+
 @kind
 def stamp(r, d):
     p = Page(r).write(d, at=(0.32, 0.45), share=0.4)
     x, y, e = 0.8 * p.width, 0.75 * p.height, 75 * p.unit
-    return p.draw(lambda q: [q.ellipse((x - f, y - f, x + f, y + f), outline=255, width=max(1, round(4 * p.unit))) for f in (e, 0.7 * e)], (190, 50, 60), 0.8).camera()
+    return p.draw(
+        lambda q: [
+            q.ellipse((x - f, y - f, x + f, y + f), outline=255, width=max(1, round(4 * p.unit))) for f in (e, 0.7 * e)
+        ],
+        (190, 50, 60),
+        0.8,
+    ).camera()
+
+
 @kind
 def screenshot_with_toolbar(r, d):
     p = Page(r, paper=(255, 255, 255))
@@ -324,8 +455,13 @@ def screenshot_with_toolbar(r, d):
     for k in range(5):
         p.pixels[h // 4 : 3 * h // 4, (k + 1) * h : (k + 1) * h + h // 2] = r.uniform(0, 255, 3)
     return p.write(d, (0, 0, 0), at=(0.5, 0.62), share=0.5).file()
+
+
 @kind
-def light_falls_off(r, d): return Page(r).write(d).camera(light=r.uniform(0.45, 0.7))
+def light_falls_off(r, d):
+    return Page(r).write(d).camera(light=r.uniform(0.45, 0.7))
+
+
 @kind
 def hard_shadow(r, d):
     p = Page(r).write(d)
@@ -333,8 +469,15 @@ def hard_shadow(r, d):
     w, h = p.width, p.height
     mask = Image.new("L", (w, h))
     ImageDraw.Draw(mask).polygon([(0, 0), (a * w, 0), (b * w, h), (0, h)], fill=255)
-    p.pixels *= 1 - r.uniform(0.25, 0.45) * np.asarray(mask.filter(ImageFilter.GaussianBlur(r.uniform(1, 6) * p.unit)), float)[..., None] / 255
+    p.pixels *= (
+        1
+        - r.uniform(0.25, 0.45)
+        * np.asarray(mask.filter(ImageFilter.GaussianBlur(r.uniform(1, 6) * p.unit)), float)[..., None]
+        / 255
+    )
     return p.camera()
+
+
 @kind
 def crumpled(r, d):
     p = Page(r).write(d)
@@ -342,34 +485,53 @@ def crumpled(r, d):
     waves = ndimage.zoom(waves / np.abs(waves).max(), 8, order=1)[: p.height, : p.width]
     p.pixels *= 1 - 0.22 * np.abs(waves)[..., None]
     return p.camera()
+
+
 @kind
 def flash(r, d):
     p = Page(r, paper=(190, 188, 180)).write(d, at=(0.35, 0.6))
     y, x = np.mgrid[: p.height, : p.width]
     glare = np.exp(-((x - 0.7 * p.width) ** 2 + (y - 0.3 * p.height) ** 2) / (0.2 * p.width) ** 2)
     return p.blend(0.9 * glare, (255, 255, 255)).camera()
+
+
 @kind
 def finger(r, d):
     p = Page(r).write(d, at=(0.35, 0.4), share=0.4)
     x, y, e = r.uniform(0.75, 0.95) * p.width, p.height, 70 * p.unit
     return p.draw(lambda q: q.ellipse((x - e, y - 1.6 * e, x + e, y + 2 * e), fill=255), (205, 150, 125)).camera()
+
+
 @kind
 def fold(r, d):
     p, y = Page(r).write(d), r.uniform(0.3, 0.7)
     p.pixels[round(y * p.height) :] *= 0.9
     return p.line((0, y * p.height, p.width, y * p.height), 2 * p.unit, (180, 178, 172)).camera()
+
+
 @kind
-def sticky_note(r, d): return Page(r, paper=(246, 226, 92)).write(d, at=(0.5, 0.5), share=0.4).on_table(lambda w, h: [(0.1 * w, 0.12 * h), (0.88 * w, 0.08 * h), (0.92 * w, 0.9 * h), (0.12 * w, 0.92 * h)])
+def sticky_note(r, d):
+    return (
+        Page(r, paper=(246, 226, 92))
+        .write(d, at=(0.5, 0.5), share=0.4)
+        .on_table(lambda w, h: [(0.1 * w, 0.12 * h), (0.88 * w, 0.08 * h), (0.92 * w, 0.9 * h), (0.12 * w, 0.92 * h)])
+    )
+
+
 @kind
 def cut_close(r, d):
     p = Page(r).write(d, share=0.55)
     x0, y0, x1, y1 = p.box
     return p.file(quality=90).crop((max(0, x0 - 2), max(0, y0 - 2), min(p.width, x1 + 2), min(p.height, y1 + 2)))
+
+
 @kind
 def touching_an_edge(r, d):
     p = Page(r).write(d)
     x0, y0, _, _ = p.box
     return p.camera(light=1).crop((x0 if r.random() < 0.5 else 0, y0 + 1, p.width, p.height))
+
+
 @kind
 def with_a_gap(r, d):
     p = Page(r)
@@ -377,30 +539,68 @@ def with_a_gap(r, d):
     y, h = r.uniform(0.3, 0.7) * len(mask), 0.025 * len(mask)
     mask = mask * (np.abs(np.arange(len(mask)) - y) > h)[:, None]
     return p.write(d, mask=mask).camera()
+
+
 @kind
-def jpeg_10(r, d): return Page(r).write(d).camera(quality=10)
+def jpeg_10(r, d):
+    return Page(r).write(d).camera(quality=10)
+
+
 @kind
-def of_100_pixels(r, d): return Page(r, (100, 130)).write(d, share=0.5).camera(noise=3)
+def of_100_pixels(r, d):
+    return Page(r, (100, 130)).write(d, share=0.5).camera(noise=3)
+
+
 @kind
-def of_4000_pixels(r, d): return Page(r, (2700, 2000)).write(d, share=0.3).file(quality=80).resize((4000, 3000))
+def of_4000_pixels(r, d):
+    return Page(r, (2700, 2000)).write(d, share=0.3).file(quality=80).resize((4000, 3000))
+
+
 @kind
-def yellow_marker(r, d): return Page(r, paper=(250, 250, 250)).write(d, (250, 225, 40), share=0.5).camera(light=0.95)
+def yellow_marker(r, d):
+    return Page(r, paper=(250, 250, 250)).write(d, (250, 225, 40), share=0.5).camera(light=0.95)
+
+
 @kind
-def red_on_green(r, d): return Page(r, paper=(70, 150, 80)).write(d, (205, 60, 55)).camera()
+def red_on_green(r, d):
+    return Page(r, paper=(70, 150, 80)).write(d, (205, 60, 55)).camera()
+
+
 @kind
-def orange_on_blue(r, d): return Page(r, paper=(75, 120, 205)).write(d, (235, 130, 40)).camera()
+def orange_on_blue(r, d):
+    return Page(r, paper=(75, 120, 205)).write(d, (235, 130, 40)).camera()
+
+
 @kind
-def white_on_yellow(r, d): return Page(r, paper=(244, 214, 66)).write(d, (255, 255, 255)).camera()
+def white_on_yellow(r, d):
+    return Page(r, paper=(244, 214, 66)).write(d, (255, 255, 255)).camera()
+
+
 @kind
-def green_on_pink(r, d): return Page(r, paper=(240, 160, 185)).write(d, (90, 175, 100)).camera()
+def green_on_pink(r, d):
+    return Page(r, paper=(240, 160, 185)).write(d, (90, 175, 100)).camera()
+
+
 @kind
-def whiteboard(r, d): return Page(r, paper=(235, 238, 240)).write(d, (20, 120, 60)).camera(light=0.6, noise=6)
+def whiteboard(r, d):
+    return Page(r, paper=(235, 238, 240)).write(d, (20, 120, 60)).camera(light=0.6, noise=6)
+
+
 @kind
-def slide_dark(r, d): return Page(r, paper=(18, 22, 40)).write(d, (120, 200, 255)).file()
+def slide_dark(r, d):
+    return Page(r, paper=(18, 22, 40)).write(d, (120, 200, 255)).file()
+
+
 @kind
-def graph_paper_green(r, d): return lined(r, d, (160, 210, 170), squares=True, step=r.uniform(14, 22), width=1)
+def graph_paper_green(r, d):
+    return lined(r, d, (160, 210, 170), squares=True, step=r.uniform(14, 22), width=1)
+
+
 @kind
-def noisy_and_blurred(r, d): return Page(r).write(d).camera(noise=14, blur=2.2)
+def noisy_and_blurred(r, d):
+    return Page(r).write(d).camera(noise=14, blur=2.2)
+
+
 @kind
 def transparent(r, d):
     p = Page(r)
@@ -422,4 +622,29 @@ def two_digits(random: Random) -> Image.Image:
     for x in (0.3, 0.7):
         p.write(int(random.choice([3, 7])), (30, 30, 40), share=0.35, at=(x, 0.5))
     return p.camera()
-# fmt: on
+
+
+def measure(name: str, count: int, seed: int, models: list) -> dict[str, list[float]]:
+    """How networks answer pictures of a kind.
+
+    Returns:
+        For each network the share, 0 to 1, that is right ("right"), of these with a remark ("remarked"), and how many
+        are wrong without one ("silent"). A picture without a digit, or with several, is wrong and remarked.
+    """
+    right, remarked, silent = ([0.0] * len(models) for _ in range(3))
+    for picture, digit in pictures(name, count, seed):
+        try:
+            found = find(picture)
+        except NoInkError:
+            continue
+        for k, model in enumerate(models):
+            with torch.no_grad():
+                first = bool(model(found[0].image.unsqueeze(0)) >= 0.5)
+            says = model.digits[not first]
+            said = remark(found, says)
+            if len(found) == 1 and says == digit:
+                right[k] += 1
+                remarked[k] += bool(said)
+            else:
+                silent[k] += not said
+    return {"right": [n / count for n in right], "remarked": [n / count for n in remarked], "silent": silent}

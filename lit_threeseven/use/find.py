@@ -25,17 +25,21 @@ COARSE = 64  # pixels of the longer side in which the paper is estimated
 CORNER = 5  # of these: how much of a corner of the paper a median may round off
 LEVELS = (0.5, 0.25, 0.12)  # of the strongest contrast: what is above one of them may be ink
 GAPS = (0.0, 0.012, 0.03)  # of the longer side: how far apart strokes of a digit may be
+LEAST = 32  # of 255: a picture of which no pixel differs more from the paper has no ink
 FAINT = 18  # of 255: less is never ink
 GROUPS = 5  # with the most ink are tried, at each level and gap
 LINE = 0.6  # of the picture's width or height: straight ink that is longer and thin is a line of the paper
 STEEP = 0.2  # slope of the most askew line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 FINE = 160  # pixels of the longer side of a group when it is made into an image
-MARK = 0.25  # cosine distance from the training images, and doubt, below which another group counts as a digit
+MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
-# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge.
-EDGE, FADED, CUT, SMALL, BLOT = 0.4, 0.1, 0.1, 0.1, 0.1
+# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that it
+# is a blot, and, of all ink at once, that nothing was left out.
+EDGE, FADED, CUT, SMALL, BLOT, WHOLE = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03
+INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
+UNLIKE = 0.283  # cosine distance that one test image in two hundred exceeds
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -69,12 +73,16 @@ def find(picture: Image.Image) -> list[Found]:
         OSError: If the picture's file is damaged.
     """
     colours, scale = pictures.colours(picture)
-    found = [*_whole(colours), *_groups(colours)]
+    contrast, spread = differences(colours)
+    if contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2:
+        raise NoInkError("there is no ink")
+    found = [*_whole(colours), *_groups(contrast, spread)]
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
     distances, like = nearest(images)
-    scores = distances + torch.tensor([one.doubt for one in found]) + BLOT * (images.flatten(1).norm(dim=1) - 11).clamp(min=0)
+    blots = (images.flatten(1).norm(dim=1) - INK).clamp(min=0)
+    scores = distances + torch.tensor([one.doubt for one in found]) + BLOT * blots
     marks: list[Found] = []
     best = 0
     boxes: list[Box] = []
@@ -92,6 +100,23 @@ def find(picture: Image.Image) -> list[Found]:
         inside = tuple(round(side * scale) for side in box)
         marks.append(Found(images[k], inside, distances[k].item(), int(like[k])))  # type: ignore[arg-type]
     return marks
+
+
+def remark(found: list[Found], digit: int) -> str:
+    """What else one should know of the digits found in a picture.
+
+    Args:
+        found: As `find` gives it.
+        digit: What the network takes the first one for.
+
+    Returns:
+        "there are N marks", "unlike all training images", "uncertain: most like a N", or nothing.
+    """
+    if len(found) > 1:
+        return f"there are {len(found)} marks"
+    if found[0].distance > UNLIKE:
+        return "unlike all training images"
+    return f"uncertain: most like a {found[0].like}" * (digit != found[0].like)
 
 
 def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,12 +165,11 @@ def _whole(colours: Array) -> Iterator[Candidate]:
         return
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    yield Candidate(pictures.place(ink), box, 255, 0)
+    yield Candidate(pictures.place(ink), box, 255, WHOLE)
 
 
-def _groups(colours: Array) -> Iterator[Candidate]:
+def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
     """Groups of ink that lie near one another, each as an image."""
-    contrast, spread = differences(colours)
     height, width = contrast.shape
     peak = ndimage.uniform_filter(contrast, 3).max()
     noise = 1.5 * np.median(contrast)
@@ -190,18 +214,23 @@ def differences(colours: Array) -> tuple[Array, Array]:
     height, width, _ = colours.shape
     step = max(1, -(-max(height, width) // COARSE))
     coarse = np.asarray(Image.fromarray(colours.astype(np.uint8)).reduce(step), np.float32)
-    window = max(3, round(0.45 * min(coarse.shape[:2])) | 1)
+    wide = 0.45 if step > 1 else 0.9  # of a small picture the digit may be nearly all
+    window = max(3, round(wide * min(coarse.shape[:2])) | 1)
     paper = ndimage.median_filter(coarse, (window, window, 1), mode="nearest")
     # a median rounds corners: where another paper is near, and fits better, it is that one
-    moved = np.stack([np.roll(np.pad(paper, ((CORNER, CORNER), (CORNER, CORNER), (0, 0)), "edge"), (i, j), (0, 1))
-                      for i in (0, -CORNER, CORNER) for j in (0, -CORNER, CORNER)])[:, CORNER:-CORNER, CORNER:-CORNER]
+    wider = np.pad(paper, ((CORNER, CORNER), (CORNER, CORNER), (0, 0)), "edge")
+    rows, columns, _ = paper.shape
+    corners = [(i, j) for i in (CORNER, 0, 2 * CORNER) for j in (CORNER, 0, 2 * CORNER)]
+    moved = np.stack([wider[i : i + rows, j : j + columns] for i, j in corners])
     misfit = ((moved - coarse) ** 2).sum(-1)
     misfit[1:] += FAINT**2
     paper = np.take_along_axis(moved, misfit.argmin(0)[None, ..., None], 0)[0]
     total, spread = np.zeros((2, height, width), np.float32)
     for channel in range(3):
         low, high = (
-            np.asarray(Image.fromarray(extreme(paper[..., channel], 3)).resize((width, height), Image.Resampling.BILINEAR))
+            np.asarray(
+                Image.fromarray(extreme(paper[..., channel], 3)).resize((width, height), Image.Resampling.BILINEAR)
+            )
             for extreme in (ndimage.minimum_filter, ndimage.maximum_filter)
         )
         values = colours[..., channel]
@@ -235,7 +264,7 @@ def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask
 
 
-def _image(contrast: Array, labels: Array, k: int, mask: Array, box: Box) -> Array:
+def _image(contrast: Array, labels: NDArray[np.int32], k: int, mask: NDArray[np.bool_], box: Box) -> Array:
     """The image of one group of ink."""
     left, top, right, bottom = box
     edge = 3

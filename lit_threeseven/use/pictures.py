@@ -3,6 +3,7 @@
 `place` is also written in JavaScript, in `page.html`; change both together.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,32 @@ INK = (0.4, 0.7)  # of the contrast: below there is no ink, above nothing else; 
 OUTSIDE = 0.002  # share of the ink that may stick out of the box on each side, as specks do
 GREY = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are, as Pillow has it
 BUNDLED = Path(__file__).parents[1] / "bundled"
+
+
+# Files that aren't opened: what they begin with, after at most 300 bytes, what they are, and what to do.
+FOREIGN = {
+    rb"....ftyp(heic|heix|hevc|mif1|msf1|heim|heis)": ("a HEIC photo", "save or export it as JPEG"),
+    rb"%PDF-": ("a PDF", "save the page as PNG, or take a screenshot"),
+    rb"%!PS|\xc5\xd0\xd3\xc6": ("PostScript", "save it as PNG"),
+    rb"[^\0]{0,300}<svg\b": ("an SVG drawing", "export it as PNG"),
+}
+FOREIGN_ENDINGS = {".heic", ".heif", ".svg", ".pdf", ".eps"}
+
+
+def foreign(file: str) -> str:
+    """What a file is that is no picture of Pillow's, and what to do about it; nothing if that is unknown."""
+    with Path(file).open("rb") as content:
+        start = content.read(1000)
+    for begin, (what, remedy) in FOREIGN.items():
+        if re.match(begin, start, re.DOTALL):
+            return f"it is {what}; {remedy}"
+    return ""
+
+
+def formats() -> list[str]:
+    """Pillow's formats that are opened: all but EPS, which would start Ghostscript."""
+    Image.init()
+    return [kind for kind in Image.ID if kind != "EPS"]
 
 
 class NoInkError(ValueError):

@@ -24,8 +24,11 @@ from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, load
 from lit_threeseven.module import THRESHOLD, LitThreeSeven
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.options import UserError
+from lit_threeseven.use import pictures
 from lit_threeseven.use.explain import ENDING, Explanations
-from lit_threeseven.use.pictures import NoInkError, normalize
+from lit_threeseven.use.find import find as find_digits
+from lit_threeseven.use.find import nearest
+from lit_threeseven.use.pictures import NoInkError
 
 Format = Literal["table", "csv", "jsonl"]
 
@@ -87,10 +90,11 @@ def _inside(path: str) -> Iterator[str]:
         return
     found: list[str] = []
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"}}
+    endings |= pictures.FOREIGN_ENDINGS
     for folder, folders, names in os.walk(path, onerror=lambda error: found.append(error.filename)):
         folders.sort()
-        pictures = (name for name in sorted(names) if Path(name).suffix.lower() in endings)
-        found.extend(str(Path(folder, name)) for name in pictures if not name.endswith(ENDING))
+        chosen = (name for name in sorted(names) if Path(name).suffix.lower() in endings)
+        found.extend(str(Path(folder, name)) for name in chosen if not name.endswith(ENDING))
     yield from found or [path]
 
 
@@ -107,12 +111,15 @@ def answers(model: LitThreeSeven, files: list[str]) -> Iterator[tuple[Answer, Te
         x = torch.stack([torch.zeros(28, 28) if image is None else image for _, image, _ in read])
         with torch.no_grad():
             probabilities, strange = model(x).flatten().tolist(), unlike(x, model.digits).tolist()
-        for (file, image, remark), p, odd in zip(read, probabilities, strange, strict=True):
+        known = set(model.digits) == set(BUNDLED_DIGITS)
+        for (file, image, remark), p, odd, like in zip(read, probabilities, strange, nearest(x)[1], strict=True):
             if image is None:
                 yield Answer(file, remark=remark), None
             else:
-                remarks = [*filter(None, [remark]), *["unlike all training images"] * odd]
-                yield Answer(file, first if p >= THRESHOLD else second, max(p, 1 - p), ", ".join(remarks)), image
+                digit = first if p >= THRESHOLD else second
+                doubt = "unlike all training images" if odd else f"uncertain: most like a {like}"
+                remarks = [*filter(None, [remark]), *[doubt] * (odd or (known and int(like) != digit))]
+                yield Answer(file, digit, max(p, 1 - p), ", ".join(remarks)), image
 
 
 def _read(file: str) -> tuple[Tensor | None, str]:
@@ -126,9 +133,12 @@ def _read(file: str) -> tuple[Tensor | None, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
+            with Image.open(file, formats=pictures.formats()) as picture:
                 frames = getattr(picture, "n_frames", 1)
-                return normalize(picture), f"the first of {frames} frames" if frames > 1 else ""
+                marks = find_digits(picture)
+                if len(marks) > 1:
+                    return None, f"there are {len(marks)} marks"
+                return marks[0].image, f"the first of {frames} frames" if frames > 1 else ""
     except NoInkError as error:
         return None, str(error)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -136,7 +146,7 @@ def _read(file: str) -> tuple[Tensor | None, str]:
     except Exception as error:  # which one Pillow raises depends on the damage
         known = not isinstance(error, UnidentifiedImageError)
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return None, f"{UNREADABLE}{why if known else 'it is not a picture, or is damaged'}"
+        return None, f"{UNREADABLE}{why if known else pictures.foreign(file) or 'it is not a picture, or is damaged'}"
 
 
 @cache
