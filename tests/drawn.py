@@ -611,6 +611,40 @@ def transparent(r, d):
     return picture
 
 
+@kind
+def dotted_paper(r, d):
+    p, step = Page(r), r.uniform(22, 40)
+    places = [(x, y) for x in np.arange(9, p.width, step * p.unit) for y in np.arange(9, p.height, step * p.unit)]
+    e = 1.3 * p.unit
+    p.draw(lambda q: [q.ellipse((x - e, y - e, x + e, y + e), fill=255) for x, y in places], (120, 120, 130))
+    return p.write(d).camera()
+
+
+@kind
+def coffee_ring(r, d):
+    p = Page(r).write(d, at=(0.35, 0.4), share=0.45)
+    x, y, e = 0.75 * p.width, 0.7 * p.height, r.uniform(70, 130) * p.unit
+    width = max(1, round(9 * p.unit))
+    p.draw(lambda q: q.ellipse((x - e, y - e, x + e, y + e), outline=255, width=width), (140, 95, 50), 0.6)
+    return p.camera()
+
+
+@kind
+def another_sheet_at_a_corner(r, d):
+    p = Page(r).write(d, at=(0.35, 0.4), share=0.4)
+    x, y = r.uniform(0.6, 0.8, 2) * (p.width, p.height)
+    corner = [(x, p.height), (p.width, y), (p.width, p.height)]
+    return p.draw(lambda q: q.polygon(corner, fill=255), (205, 190, 150)).camera()
+
+
+@kind
+def name_in_print_above(r, d):
+    p = Page(r).write(d, at=(0.5, 0.6), share=0.45)
+    words = "".join(r.choice(list("ABCDEFGHKLMNOPRSTU"), 14))
+    p.draw(lambda q: q.text((0.1 * p.width, 0.04 * p.height), words, fill=255, font_size=20 * p.unit), (40, 40, 40))
+    return p.camera()
+
+
 def blank(random: Random) -> Image.Image:
     """A page without ink, in uneven light."""
     return Page(random).camera(light=random.uniform(0.4, 0.95), noise=random.uniform(1, 6))

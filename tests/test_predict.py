@@ -229,7 +229,8 @@ def test_explanations_show_each_pixel_s_part_of_the_sum(pictures):
     for name in names:
         picture = imread(Path("why", name))[..., :3]
         assert picture.std() > 0.05
-        left, right = np.split(picture, 2, axis=1)
+        taken, left, right = np.split(picture, 3, axis=1)
+        assert np.ptp(taken, axis=2).max() > 0.5  # a red box around the digit
         assert np.ptp(left, axis=2).max() == 0  # the image is grey, its parts are red and blue
         assert np.ptp(right, axis=2).max() > 0.5
 

@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lit_threeseven.module import LitThreeSeven
+from lit_threeseven.use.find import Box, find
+from lit_threeseven.use.pictures import colours, formats
 from lit_threeseven.watch import figures
 
 ENDING = ".explained.png"
@@ -29,6 +34,15 @@ def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     (slope,) = torch.autograd.grad(model.logits(x).sum(), x)
     return (x * slope).detach()
+
+
+def picture(file: str) -> tuple[NDArray[np.uint8], Box]:
+    """A file's picture, ``(H, W, 3)``, small enough for a figure, and where in it the digit was found."""
+    with Image.open(file, formats=formats()) as opened:
+        found = find(opened)[0]
+        values, scale = colours(opened)
+    left, top, right, bottom = (round(side / scale) for side in found.box)
+    return values.astype(np.uint8), (left, top, right, bottom)
 
 
 class Explanations:
@@ -56,7 +70,8 @@ class Explanations:
         self.taken.add(path)
         parts = contributions(model, image.unsqueeze(0))[0]
         with self._naming_the_option():
-            figures.contributions(image, parts, title, model.digits).savefig(path)
+            b = model.b.item() if hasattr(model, "b") else None  # hidden layers have several
+            figures.contributions(image, parts, title, model.digits, b, *picture(file)).savefig(path)
 
     @contextmanager
     def _naming_the_option(self) -> Iterator[None]:

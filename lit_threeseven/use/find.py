@@ -35,10 +35,11 @@ FINE = 160  # pixels of the longer side of a group when it is made into an image
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
-# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that it
-# is a blot, and, of all ink at once, that nothing was left out.
+# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that
+# it is a blot, and, of all ink at once, that nothing was left out.
 EDGE, FADED, CUT, SMALL, BLOT, WHOLE = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
+BLOTTED = 13.5  # length that one training image in four hundred exceeds
 UNLIKE = 0.283  # cosine distance that one test image in two hundred exceeds
 
 
@@ -54,12 +55,14 @@ class Found:
         box: Left, top, right and bottom of the ink, in pixels of the picture as it is seen, turned by its EXIF data.
         distance: One minus the cosine between the image and the nearest training image, 0 to 1.
         like: The digit of that training image.
+        certain: Whether it is like training images, as 99 of 100 test images are.
     """
 
     image: Tensor
     box: Box
     distance: float
     like: int
+    certain: bool
 
 
 def find(picture: Image.Image) -> list[Found]:
@@ -98,8 +101,14 @@ def find(picture: Image.Image) -> list[Found]:
         best = best if marks else k
         boxes.append(box)
         inside = tuple(round(side * scale) for side in box)
-        marks.append(Found(images[k], inside, distances[k].item(), int(like[k])))  # type: ignore[arg-type]
+        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED)
+        marks.append(Found(images[k], inside, distances[k].item(), int(like[k]), certain))  # type: ignore[arg-type]
     return marks
+
+
+def every(picture: Image.Image) -> list[Found]:
+    """As `find`, but from left to right, as people read."""
+    return sorted(find(picture), key=lambda one: one.box)
 
 
 def remark(found: list[Found], digit: int) -> str:
@@ -114,7 +123,7 @@ def remark(found: list[Found], digit: int) -> str:
     """
     if len(found) > 1:
         return f"there are {len(found)} marks"
-    if found[0].distance > UNLIKE:
+    if not found[0].certain:
         return "unlike all training images"
     return f"uncertain: most like a {found[0].like}" * (digit != found[0].like)
 
