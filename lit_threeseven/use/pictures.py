@@ -93,9 +93,9 @@ def colours(picture: Image.Image) -> tuple[Array, float]:
     Returns:
         Also how many pixels of the picture one of these is long.
     """
+    full = max(picture.size)
     if picture.format == "JPEG":
         picture.draft("RGB", (2 * LARGE, 2 * LARGE))  # read at a fraction of the size, in a fraction of the time
-    full = max(picture.size)
     shown = _opaque(ImageOps.exif_transpose(picture))
     shown = shown.reduce(-(-max(shown.size) // LARGE))
     values = np.nan_to_num(np.asarray(shown, np.float64))
