@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, whole
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
-from lit_threeseven.networks import LitThreeSevenMany
+from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
 from lit_threeseven.run.options import RECIPES, silence_libraries
@@ -451,12 +451,36 @@ def report(rows: dict[str, float], figures: dict[str, float], quick: bool) -> in
     return int(bool(misses) and not quick)
 
 
+def print_pictures(count: int) -> None:
+    """Print how both networks read `count` pictures of each kind that tests/drawn.py draws."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import drawn
+
+    models = [LitThreeSeven.from_pretrained(), LitThreeSevenMLP.from_pretrained()]
+    print("| kind | single layer right | hidden layers right | remarked though right |\n| --- | --- | --- | --- |")
+    rows = []
+    for name in drawn.KINDS:
+        row = drawn.measure(name, count, 3000, models)
+        rows.append([*row["right"], *row["remarked"], *row["silent"]])
+        print("| {} | {:.0%} | {:.0%} | {:.0%}, {:.0%} |".format(name, *rows[-1]), flush=True)
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    print("| all | {:.1%} | {:.1%} | {:.1%}, {:.1%} |".format(*mean))
+    print(f"\nWrong without a remark: {sum(r[4] for r in rows):.0f} and {sum(r[5] for r in rows):.0f}", end=" ")
+    print(f"of {count * len(rows):,}.")
+
+
 def main() -> int:
     """Measure, print the tables, write the JSON file; the exit code is 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to, in seconds")
     parser.add_argument("--quick", action="store_true", help="a few minutes, with rough figures that judge nothing")
+    parser.add_argument(
+        "--pictures", type=int, nargs="?", const=40, metavar="N", help="only read N pictures of each kind"
+    )
     args = parser.parse_args()
+    if args.pictures:
+        print_pictures(args.pictures)
+        return 0
     silence_libraries()
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
 

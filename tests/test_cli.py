@@ -58,7 +58,7 @@ def test_main_job_writes_curves_checkpoints_and_its_configuration(cli):
         *("val/loss", "val/accuracy", "val/auroc"),
         *("test/loss", "test/accuracy", "test/auroc"),
     }
-    assert list(logged["train/loss"]) == list(range(19, 200, 20))
+    assert list(logged["train/loss"]) == [0, *range(19, 200, 20)]
     assert list(logged["val/loss"]) == list(range(9, 200, 10))
     assert logged["train/loss"][199] < logged["train/loss"][19]
 

@@ -88,6 +88,7 @@ def train(*args, mode: Any = None, **options) -> tuple[Prepared, Batch]:
     """Take one step: loss, gradient and update, in Lightning's order."""
     with Prepared(*args, **options) as run, mode or nullcontext():
         batch = run.batch("train")
+        run.model.on_train_batch_start(batch, 0)
 
         def closure():
             loss = run.model.training_step(batch, 0)

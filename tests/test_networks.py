@@ -148,7 +148,7 @@ def test_the_first_layer_s_units_are_drawn(cli):
     cli("fit", *DEEP)
     run = EventAccumulator(str(cli.folder / "logs/version_0")).Reload()
     assert {"weights/W1 picture", "views/train examples", "views/val hardest"} <= set(run.Tags()["images"])
-    assert {f"W{i}/{kind}" for i in (1, 2, 3) for kind in ("weights", "gradient")} <= set(run.Tags()["histograms"])
+    assert {f"weights/W{i}{kind}" for i in (1, 2, 3) for kind in ("", " gradient")} <= set(run.Tags()["histograms"])
     assert cli.folder.joinpath("logs/version_0/hparams.yaml").read_text().count("hidden_sizes") == 1
 
 

@@ -161,7 +161,7 @@ def test_ink_at_the_edges_is_no_border():
     pen = ImageDraw.Draw(seven)
     pen.rectangle((0, 0, 99, 14), fill=0)
     pen.line([(92, 0), (40, 160)], fill=0, width=15)
-    assert similar(normalize(seven), normalize(ImageOps.expand(seven, 30, 255)))
+    assert (normalize(seven) - normalize(ImageOps.expand(seven, 30, 255))).abs().mean() < 0.05  # of another pen
 
 
 @pytest.mark.parametrize("squares", [False, True])

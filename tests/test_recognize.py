@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import drawn
 import lightning as L
 import lightning.pytorch.core.saving as saving
 import numpy as np
@@ -24,6 +25,8 @@ from lit_threeseven.commands import recognize
 from lit_threeseven.networks import LitThreeSevenMLP, load
 from lit_threeseven.run import WholeCheckpointIO
 from lit_threeseven.use import explain
+from lit_threeseven.use.files import find, read
+from lit_threeseven.use.find import BLOTTED, UNLIKE, nearest
 
 COMMAND = str(Path(sys.executable).with_name("lit-threeseven"))
 
@@ -60,7 +63,7 @@ def test_pictures_are_answered_without_a_trained_model_at_hand(pictures):
     assert head.split() == ["digit", "probability", "file"]
     model = LitThreeSeven.from_pretrained()
     for row, digit, name in zip(rows, (3, 7), ("a three.png", "sieben é ☃.jpg"), strict=True):
-        p = model(recognize._read(name)[0].unsqueeze(0)).item()
+        p = model(read(name)[0][0].image.unsqueeze(0)).item()
         assert row.split(maxsplit=2) == [str(digit), f"{max(p, 1 - p):.2%}", name]
     assert not Path("logs").exists()
 
@@ -108,7 +111,7 @@ def test_one_s_own_checkpoint_answers_pictures_whatever_its_network_and_digits(p
     code, output, _ = pictures("recognize", "--run", "mine", "a three.png", "--format", "jsonl")
     assert code == 0
     model = load("logs/mine/checkpoints/best.ckpt")
-    p = model(recognize._read("a three.png")[0].unsqueeze(0)).item()
+    p = model(read("a three.png")[0][0].image.unsqueeze(0)).item()
     assert answers(output)["a three.png"]["probability"] == pytest.approx(max(p, 1 - p))
     options = ["--data.source", "torchvision", "--data.data_dir", str(small_mnist), "--data.digits", "[1, 8]"]
     pictures("fit", "--run", "other", *options, "--trainer.max_epochs", "3", "--model", "LitThreeSevenMLP")
@@ -120,7 +123,7 @@ def test_one_s_own_checkpoint_answers_pictures_whatever_its_network_and_digits(p
 def test_the_network_with_hidden_layers_answers_too(pictures):
     code, output, _ = pictures("recognize", "--model", "LitThreeSevenMLP", "a three.png", "--format", "jsonl")
     assert code == 0
-    p = LitThreeSevenMLP.from_pretrained()(recognize._read("a three.png")[0].unsqueeze(0)).item()
+    p = LitThreeSevenMLP.from_pretrained()(read("a three.png")[0][0].image.unsqueeze(0)).item()
     assert answers(output)["a three.png"]["probability"] == pytest.approx(p)
 
 
@@ -164,8 +167,8 @@ def test_files_and_folders_without_permission_are_reported(tmp_path, digits):
     if root:  # who may read everything
         os.seteuid(65534)
     try:
-        found = recognize.find([str(tmp_path / "locked"), str(tmp_path / "locked.png")])
-        remarks = [recognize._read(file)[1] for file in found]
+        found = find([str(tmp_path / "locked"), str(tmp_path / "locked.png")])
+        remarks = [read(file)[1] for file in found]
     finally:
         if root:
             os.seteuid(0)
@@ -218,14 +221,44 @@ def test_what_is_unlike_all_training_images_is_said(pictures, digits):
     assert rows["a three.png"]["remark"] == ""
 
 
-def test_one_test_image_in_a_hundred_counts_as_unlike_all_training_images(monkeypatch):
+def test_two_test_images_in_a_hundred_at_most_count_as_unlike_all_training_images():
     images, _ = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
-    both = recognize.unlike(images / 255, (7, 3)).float().mean().item()
-    monkeypatch.setattr(recognize, "UNLIKE", (recognize.UNLIKE[0], 9.0))
-    blots = recognize.unlike(images / 255, (3, 7)).float().mean().item()
-    assert both == pytest.approx(0.01, abs=0.002)
-    assert blots == pytest.approx(0.005, abs=0.0008)
-    assert not recognize.unlike(images / 255, (1, 8)).any()  # there are no training images of these
+    distance, _ = nearest(images / 255)
+    assert (distance > UNLIKE).float().mean().item() == pytest.approx(0.005, abs=0.0008)
+    strange = (distance > UNLIKE) | ((images / 255).flatten(1).norm(dim=1) > BLOTTED)
+    assert strange.float().mean().item() < 0.02
+
+
+def test_several_marks_are_answered_only_if_asked_for(pictures, digits):
+    drawn.two_digits(np.random.default_rng(1)).save("both.png")
+    code, output, _ = pictures("recognize", "both.png")
+    assert code == 0
+    assert output.splitlines()[1].split(maxsplit=1) == ["?", "both.png  (there are 2 marks; --all answers each)"]
+    _, output, _ = pictures("recognize", "both.png", "--all", "--format", "jsonl", "--explain", "why")
+    first, second = map(json.loads, output.splitlines())
+    (left, _, right, _), (other, *_) = (
+        map(int, re.match(r"box (\d+) (\d+) (\d+) (\d+)", row["remark"]).groups()) for row in (first, second)
+    )
+    assert left < right <= other  # from left to right
+    assert len([*Path("why").iterdir()]) == 2
+
+
+def test_files_that_pillow_can_t_read_are_named_for_what_they_are(pictures):
+    Path("docs").mkdir()
+    Path("docs/photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    Path("docs/page.pdf").write_bytes(b"%PDF-1.7\n")
+    Path("docs/drawing.svg").write_text("<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>")
+    Path("docs/old.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    code, output, error = pictures("recognize", "docs", "--format", "jsonl")
+    assert code == 1
+    remarks = {name: row["remark"] for name, row in answers(output).items()}
+    assert remarks == {
+        "docs/drawing.svg": "can't be read: it is an SVG drawing; export it as PNG",
+        "docs/old.eps": "can't be read: it is PostScript; save it as PNG",
+        "docs/page.pdf": "can't be read: it is a PDF; save the page as PNG, or take a screenshot",
+        "docs/photo.heic": "can't be read: it is a HEIC photo; save or export it as JPEG",
+    }
+    assert error == "lit-threeseven: error: 4 of the pictures can't be read."
 
 
 def test_explanations_show_each_pixel_s_part_of_the_sum(pictures):
@@ -237,7 +270,8 @@ def test_explanations_show_each_pixel_s_part_of_the_sum(pictures):
     for name in names:
         picture = imread(Path("why", name))[..., :3]
         assert picture.std() > 0.05
-        left, right = np.split(picture, 2, axis=1)
+        taken, left, right = np.split(picture, 3, axis=1)
+        assert np.ptp(taken, axis=2).max() > 0.5  # a red box around the digit
         assert np.ptp(left, axis=2).max() == 0  # the image is grey, its parts are red and blue
         assert np.ptp(right, axis=2).max() > 0.5
 
@@ -304,7 +338,7 @@ def test_thousands_of_files_take_no_more_memory_than_a_few(digits, tmp_path):
     digits[3].convert("RGB").resize((300, 300)).save(file)
     model, process = LitThreeSeven.from_pretrained(), psutil.Process()
     sizes = []
-    for i, (answer, _) in enumerate(recognize.answers(model, [file] * 1000)):
+    for i, answer in enumerate(recognize.Answers(model, [file] * 1000)):
         assert answer.digit == 3
         if i % 100 == 99:
             sizes.append(process.memory_info().rss)
@@ -314,7 +348,7 @@ def test_thousands_of_files_take_no_more_memory_than_a_few(digits, tmp_path):
 def test_names_that_are_no_text_are_printed(digits, tmp_path):
     digits[3].save(tmp_path / "three.png")
     os.rename(tmp_path / "three.png", os.fsencode(tmp_path) + b"/bad \xff\n\x1b[31m.png")  # noqa: PTH104
-    answer, _ = next(recognize.answers(LitThreeSeven.from_pretrained(), recognize.find([str(tmp_path)])))
+    (answer,) = recognize.Answers(LitThreeSeven.from_pretrained(), find([str(tmp_path)]))
     assert answer.digit == 3
     line = recognize._line(answer, "table")
     assert line.isprintable()

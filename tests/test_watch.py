@@ -111,7 +111,7 @@ def test_a_run_shows_the_curves_of_its_validation_and_of_its_test(run):
     found = pictures(run[0])
     for name in CURVES:
         assert found[f"views/val {name}"] == found["views/val hardest"]
-        assert found[f"test/{name}"] == [23]
+        assert found[f"views/test {name}"] == [23]
     assert {"val", "test"} <= set(written(run[0]).PluginTagToContent("pr_curves"))
 
 

@@ -2,40 +2,27 @@
 
 import csv
 import io
-import itertools
 import json
 import os
 import shutil
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 from pydoc import locate
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_threeseven import runs
-from lit_threeseven.dataset import BUNDLED_DIGITS, BUNDLED_ROOT, raw_folder
+from lit_threeseven.dataset import BUNDLED_DIGITS
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import THRESHOLD, layers, sigmoid
-from lit_threeseven.pixels import flatten
-from lit_threeseven.use.pictures import NoInkError, normalize
-from lit_threeseven.weights import read
-
-CHUNK = 64  # pictures that are answered together
-
-# How unlike the nearest training image an image may be: by Euclidean distance, which finds blots, and by one minus the
-# cosine, which finds marks with little ink. Of the test images one in two hundred exceeds each.
-UNLIKE = (7.0, 0.283)
-
-UNREADABLE = "can't be read: "
+from lit_threeseven.use.files import UNREADABLE, find, read
+from lit_threeseven.use.find import Found, remark
+from lit_threeseven.weights import read as read_checkpoint
 
 
 @dataclass
@@ -70,7 +57,7 @@ class Network:
     @classmethod
     def load(cls, path: Path) -> "Network":
         """That of a checkpoint of `LitThreeSeven` or `LitThreeSevenMLP`; raises UserError for another one."""
-        checkpoint = read(path)
+        checkpoint = read_checkpoint(path)
         kind = str(checkpoint.get("network", "LitThreeSeven")).rpartition(".")[2]
         if kind not in ("LitThreeSeven", "LitThreeSevenMLP"):
             raise UserError(f"{path} holds {checkpoint['network']}; say so, with --model {checkpoint['network']}.")
@@ -89,6 +76,13 @@ class Network:
         """As `LitThreeSeven.logits`."""
         return layers(x, self.parameters)
 
+    @property
+    def b(self) -> Tensor:
+        """The single layer's; an AttributeError with hidden layers, which have several."""
+        if len(self.parameters) > 2:
+            raise AttributeError("b")
+        return self.parameters[1]
+
     def __call__(self, x: Tensor) -> Tensor:
         """As `LitThreeSeven.forward`."""
         return sigmoid(self.logits(x))
@@ -100,6 +94,7 @@ def recognize(
     ckpt_path: str | None = None,
     run: str | None = None,
     explain: str | None = None,
+    all: bool = False,
 ) -> "Answers":
     """Say which digit pictures show.
 
@@ -112,7 +107,9 @@ def recognize(
             such as nets.Mine, with its checkpoint.
         ckpt_path: A checkpoint's file, or best or last of the newest run.
         run: Name of a run, whose best network to use.
-        explain: Folder for a figure of each picture: how the network sees it, and what each pixel contributes.
+        explain: Folder for a figure of each picture: where the digit is, how the network sees it, and what each pixel
+            contributes.
+        all: Answer each mark of a picture that has several, with its box: left, top, right and bottom.
 
     Returns:
         An answer for each file, in order, made when it is asked for.
@@ -129,7 +126,7 @@ def recognize(
         from lit_threeseven.use.explain import Explanations  # takes a second
 
         explanations = Explanations(Path(explain), files)
-    return Answers(network, files, explanations)
+    return Answers(network, files, explanations, all)
 
 
 class Answers:
@@ -139,20 +136,22 @@ class Answers:
         network: A `Network`, or a `LitThreeSeven` in evaluation mode.
         files: Paths of pictures.
         explanations: Where figures go, if there are to be any.
+        all: Whether each mark of a picture with several is answered.
     """
 
-    def __init__(self, network: Any, files: list[str], explanations: Any = None) -> None:
-        self.network, self.files, self.explanations = network, files, explanations
+    def __init__(self, network: Any, files: list[str], explanations: Any = None, all: bool = False) -> None:
+        self.network, self.files, self.explanations, self.all = network, files, explanations, all
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Answer]:
-        for answer, image in answers(self.network, self.files):
-            if self.explanations and image is not None:
-                title = f"{printable(Path(answer.file).name)}: a {answer.digit}, {answer.probability:.2%}"
-                self.explanations.save(self.network, answer.file, image, title)
-            yield answer
+        for file in self.files:
+            for answer, found in answers(self.network, file, self.all):
+                if self.explanations and found:
+                    title = f"{printable(Path(file).name)}: a {answer.digit}, {answer.probability:.2%}"
+                    self.explanations.save(self.network, file, found, title)
+                yield answer
 
 
 def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
@@ -166,98 +165,29 @@ def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
     return Network.load(runs.find(ckpt_path if ckpt_path or run else shipped, run))
 
 
-def find(paths: Iterable[str]) -> list[str]:
-    """Files of pictures: the given ones, those in given folders and their folders, and for "-" those that it lists.
-
-    In a folder they are known by their ending, and explanations are left out. A folder that is empty or can't be read
-    is given as if it were a file.
-    """
-    files: list[str] = []
-    for path in paths:
-        if path == "-":
-            files += itertools.chain.from_iterable(
-                map(_inside, filter(None, (line.rstrip("\r\n") for line in sys.stdin)))
-            )
-        else:
-            files += _inside(path)
-    return files
-
-
-def _inside(path: str) -> Iterator[str]:
-    if not Path(path).is_dir():
-        yield path
-        return
-    found: list[str] = []
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"}}
-    for folder, folders, names in os.walk(path, onerror=lambda error: found.append(error.filename)):
-        folders.sort()
-        pictures = (name for name in sorted(names) if Path(name).suffix.lower() in endings)
-        found.extend(str(Path(folder, name)) for name in pictures if not name.endswith(".explained.png"))
-    yield from found or [path]
-
-
-def answers(model: Any, files: list[str]) -> Iterator[tuple[Answer, Tensor | None]]:
-    """The answer for each file, in order, with the image as the network sees it, ``(28, 28)``, if there is one.
+def answers(network: Any, file: str, all: bool = False) -> Iterator[tuple[Answer, Found | None]]:
+    """The answer for a file, or for each of its marks, with what was found.
 
     Args:
-        model: A `Network`, or a `LitThreeSeven`.
-        files: Paths; only `CHUNK` pictures are in memory at once.
+        network: A `Network`, or a `LitThreeSeven` in evaluation mode.
+        file: Its path.
+        all: Whether a picture with several marks gets an answer for each; otherwise it gets none.
     """
-    first, second = model.digits
-    for start in range(0, len(files), CHUNK):
-        read = [(file, *_read(file)) for file in files[start : start + CHUNK]]
-        x = torch.stack([torch.zeros(28, 28) if image is None else image for _, image, _ in read])
-        with torch.no_grad():
-            probabilities, strange = model(x).flatten().tolist(), unlike(x, model.digits).tolist()
-        for (file, image, remark), p, odd in zip(read, probabilities, strange, strict=True):
-            if image is None:
-                yield Answer(file, remark=remark), None
-            else:
-                remarks = [*filter(None, [remark]), *["unlike all training images"] * odd]
-                yield Answer(file, first if p >= THRESHOLD else second, max(p, 1 - p), ", ".join(remarks)), image
-
-
-def _read(file: str) -> tuple[Tensor | None, str]:
-    """The image in a file, or None, and a remark."""
-    try:
-        if Path(file).is_dir():
-            next(Path(file).iterdir(), None)  # which says why, if it can't be read
-            raise OSError("there are no pictures in it")
-        if Path(file).exists() and not Path(file).is_file():  # reading a pipe could take forever
-            raise OSError("it is not a file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                frames = getattr(picture, "n_frames", 1)
-                return normalize(picture), f"the first of {frames} frames" if frames > 1 else ""
-    except NoInkError as error:
-        return None, str(error)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return None, f"{UNREADABLE}it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-    except Exception as error:  # which one Pillow raises depends on the damage
-        known = not isinstance(error, UnidentifiedImageError)
-        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        return None, f"{UNREADABLE}{why if known else 'it is not a picture, or is damaged'}"
-
-
-@cache
-def _training_images() -> tuple[Tensor, Tensor]:
-    """All of them, ``(N, 784)``, and their lengths as vectors, ``(N,)``."""
-    content = (raw_folder(BUNDLED_ROOT) / "train-images-idx3-ubyte").read_bytes()
-    images = flatten(torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784).copy()))
-    return images, images.norm(dim=1)
-
-
-def unlike(x: Tensor, digits: tuple[int, int]) -> Tensor:
-    """Which images, ``(N, 28, 28)``, are unlike all training images, ``(N,)``; none if these are not at hand."""
-    if set(digits) != set(BUNDLED_DIGITS):
-        return torch.zeros(len(x), dtype=torch.bool)
-    images, lengths = _training_images()
-    products, length = x.flatten(1) @ images.t(), x.flatten(1).norm(dim=1, keepdim=True)
-    distance = (length**2 + lengths**2 - 2 * products).amin(1).clamp(min=0).sqrt()
-    cosine = (products / (length * lengths).clamp(min=1e-9)).amax(1)
-    return (distance > UNLIKE[0]) | (1 - cosine > UNLIKE[1])
+    found, note = read(file)
+    if len(found) > 1 and not all:
+        found, note = [], f"there are {len(found)} marks; --all answers each"
+    if not found:
+        yield Answer(file, remark=note), None
+        return
+    first, second = network.digits
+    with torch.no_grad():
+        probabilities = network(torch.stack([one.image for one in found])).flatten().tolist()
+    for one, p in zip(found, probabilities, strict=True):
+        digit = first if p >= THRESHOLD else second
+        known = set(network.digits) == set(BUNDLED_DIGITS)  # those of the training images that are at hand
+        where = "box {} {} {} {}".format(*one.box) if len(found) > 1 else ""
+        doubt = remark([one], digit) if known else ""
+        yield Answer(file, digit, max(p, 1 - p), ", ".join(filter(None, [note, where, doubt]))), one
 
 
 def show(result: Answers, format: Literal["table", "csv", "jsonl"] = "table") -> None:

@@ -4,24 +4,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lit_threeseven.errors import UserError
-from lit_threeseven.module import LitThreeSeven
+from lit_threeseven.use.files import EXPLAINED
+from lit_threeseven.use.find import Box, Found
+from lit_threeseven.use.pictures import colours, formats
 from lit_threeseven.watch import figures
 
-ENDING = ".explained.png"
 
-
-def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
+def contributions(model: Any, x: Tensor) -> Tensor:
     """What each pixel contributes to the decision: ``x W`` before it is summed up, above 0 for the first digit.
 
     With hidden layers it is the pixel times the slope of the logit there, which of one layer is ``x W`` too.
 
     Args:
-        model: A network.
+        model: A `LitThreeSeven`, or what has its `logits`.
         x: ``(N, 28, 28)``, 0 to 1.
 
     Returns:
@@ -30,6 +34,14 @@ def contributions(model: LitThreeSeven, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     (slope,) = torch.autograd.grad(model.logits(x).sum(), x)
     return (x * slope).detach()
+
+
+def picture(file: str, found: Found) -> tuple[NDArray[np.uint8], Box]:
+    """A file's picture, ``(H, W, 3)``, small enough for a figure, and where in it the digit was found."""
+    with Image.open(file, formats=formats()) as opened:
+        values, scale = colours(opened)
+    left, top, right, bottom = (round(side / scale) for side in found.box)
+    return values.astype(np.uint8), (left, top, right, bottom)
 
 
 class Explanations:
@@ -48,16 +60,17 @@ class Explanations:
         with self._naming_the_option():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, model: LitThreeSeven, file: str, image: Tensor, title: str) -> None:
-        """Write the figure of a file's image, ``(28, 28)``; raises UserError if that can't be done."""
+    def save(self, model: Any, file: str, found: Found, title: str) -> None:
+        """Write the figure of what was found in a file; raises UserError if that can't be done."""
         stem = os.fsdecode(os.fsencode(Path(file).name)[:200])  # a name has at most 255 bytes
-        path, number = self.folder / f"{stem}{ENDING}", 2
+        path, number = self.folder / f"{stem}{EXPLAINED}", 2
         while path in self.taken:
-            path, number = self.folder / f"{stem} {number}{ENDING}", number + 1
+            path, number = self.folder / f"{stem} {number}{EXPLAINED}", number + 1
         self.taken.add(path)
-        parts = contributions(model, image.unsqueeze(0))[0]
+        parts = contributions(model, found.image.unsqueeze(0))[0]
         with self._naming_the_option():
-            figures.contributions(image, parts, title, model.digits).savefig(path)
+            b = model.b.item() if hasattr(model, "b") else None  # hidden layers have several
+            figures.contributions(found.image, parts, title, model.digits, b, *picture(file, found)).savefig(path)
 
     @contextmanager
     def _naming_the_option(self) -> Iterator[None]:

@@ -3,8 +3,10 @@
 `place` is also written in JavaScript, in `page.html`; change both together.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -14,10 +16,38 @@ Array = NDArray[np.float64]
 SIDE = 28
 BOX = 20  # pixels of the longer side of the ink
 CENTRE = 14.5  # where MNIST's images have their centre of mass, on average, from the left and from the top
-LARGE = 2000  # pixels; a picture with a longer side is made smaller first, which takes less memory
+LARGE = 640  # pixels; a picture with a longer side is made smaller first
 LEAST_CONTRAST = 32  # of 255: ink that differs less from the paper is none
 INK = (0.4, 0.7)  # of the contrast: below there is no ink, above nothing else; it leaves out lines and shadows
 OUTSIDE = 0.002  # share of the ink that may stick out of the box on each side, as specks do
+GREY = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are, as Pillow has it
+BUNDLED = Path(__file__).parents[1] / "bundled"
+
+
+# Files that aren't opened: what they begin with, after at most 300 bytes, what they are, and what to do.
+FOREIGN = {
+    rb"....ftyp(heic|heix|hevc|mif1|msf1|heim|heis)": ("a HEIC photo", "save or export it as JPEG"),
+    rb"%PDF-": ("a PDF", "save the page as PNG, or take a screenshot"),
+    rb"%!PS|\xc5\xd0\xd3\xc6": ("PostScript", "save it as PNG"),
+    rb"[^\0]{0,300}<svg\b": ("an SVG drawing", "export it as PNG"),
+}
+FOREIGN_ENDINGS = {".heic", ".heif", ".svg", ".pdf", ".eps"}
+
+
+def foreign(file: str) -> str:
+    """What a file is that is no picture of Pillow's, and what to do about it; nothing if that is unknown."""
+    with Path(file).open("rb") as content:
+        start = content.read(1000)
+    for begin, (what, remedy) in FOREIGN.items():
+        if re.match(begin, start, re.DOTALL):
+            return f"it is {what}; {remedy}"
+    return ""
+
+
+def formats() -> list[str]:
+    """Pillow's formats that are opened: all but EPS, which would start Ghostscript."""
+    Image.init()
+    return [kind for kind in Image.ID if kind != "EPS"]
 
 
 class NoInkError(ValueError):
@@ -52,13 +82,28 @@ def normalize(picture: Image.Image) -> Tensor:
         >>> bool(probability < 0.5)
         True
     """
-    grey = _grey(ImageOps.exif_transpose(picture))
-    smaller = grey.reduce(-(-max(grey.size) // LARGE))
-    values = np.nan_to_num(np.asarray(smaller, np.float64))
-    if grey.mode == "F":  # more than 8 bits, in a range that the file doesn't tell
+    from lit_threeseven.use.find import find
+
+    return find(picture)[0].image
+
+
+def colours(picture: Image.Image) -> tuple[Array, float]:
+    """Red, green and blue of a picture, ``(H, W, 3)``, 0 to 255, as it is seen, with at most `LARGE` pixels a side.
+
+    Returns:
+        Also how many pixels of the picture one of these is long.
+    """
+    full = max(picture.size)
+    if picture.format == "JPEG":
+        picture.draft("RGB", (2 * LARGE, 2 * LARGE))  # read at a fraction of the size, in a fraction of the time
+    shown = _opaque(ImageOps.exif_transpose(picture))
+    shown = shown.reduce(-(-max(shown.size) // LARGE))
+    values = np.nan_to_num(np.asarray(shown, np.float64))
+    if shown.mode == "F":  # more than 8 bits, in a range that the file doesn't tell
         values = values - min(values.min(), 0)
         values *= 255 / max(values.max(), 1e-300)
-    return torch.from_numpy(place(ink(_without_border(values)))).float()
+        values = np.repeat(values[..., None], 3, axis=2)
+    return values, full / max(shown.size)
 
 
 def ink(grey: Array) -> Array:
@@ -78,7 +123,8 @@ def ink(grey: Array) -> Array:
         contrast = -contrast
     if contrast.max() < LEAST_CONTRAST:
         raise NoInkError("there is no ink")
-    return contrast / contrast.max()
+    strength: Array = contrast / contrast.max()
+    return strength
 
 
 def place(ink: Array) -> Array:
@@ -95,17 +141,18 @@ def place(ink: Array) -> Array:
     down, across = ink.sum(1), ink.sum(0)
     scale = max(_extent(down), _extent(across)) / BOX  # pixels of the picture for one of the image
     rows, columns = _areas(down, scale), _areas(across, scale)
-    image = rows @ ink @ columns.T
-    return image / image.max()
+    image: Array = rows @ ink @ columns.T
+    image /= image.max()
+    return image
 
 
-def _without_border(grey: Array) -> Array:
-    """The picture inside a border, such as a screenshot's or a scanner's: all four sides differ from most of it."""
+def without_border(grey: Array) -> tuple[tuple[int, int], Array]:
+    """The picture inside a border, such as a screenshot's: all four sides differ from most of it; and its corner."""
     other = np.abs(grey - np.median(grey)) > 0.3 * np.ptp(grey)
     inside = [np.flatnonzero(other.mean(axis) < 0.9) for axis in (1, 0)]
     (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) if len(lines) else (0, 0) for lines in inside)
     bordered = 0 < top < bottom < len(grey) and 0 < left < right < len(grey[0])
-    return grey[top:bottom, left:right] if bordered else grey
+    return ((top, left), grey[top:bottom, left:right]) if bordered else ((0, 0), grey)
 
 
 def _extent(profile: Array) -> float:
@@ -125,18 +172,22 @@ def _areas(profile: Array, scale: float) -> Array:
     centre = profile @ (places + 0.5) / profile.sum()
     edges = centre + scale * (np.arange(SIDE + 1) - CENTRE)
     overlap = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
-    return overlap.clip(min=0) / scale
+    shares: Array = overlap.clip(min=0) / scale
+    return shares
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    """The picture in mode L, or in F if it has more than 8 bits; on paper where it is transparent."""
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture in mode RGB, or in F if it has more than 8 bits; on paper where it is transparent."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         return Image.fromarray(np.asarray(picture).astype(np.float32))
     if not picture.has_transparency_data:
-        return (picture if picture.mode in ("1", "L") else picture.convert("RGB")).convert("L")
+        return picture.convert("RGB")
     picture = picture.convert("RGBA")
-    grey, opaque = picture.convert("RGB").convert("L"), np.asarray(picture.getchannel("A")) >= 128
-    shown = np.asarray(grey)[opaque]
+    colour, opaque = picture.convert("RGB"), np.asarray(picture.getchannel("A")) >= 128
+    shown = np.asarray(colour)[opaque]
     # mostly opaque, it has paper of its own, perhaps with round corners; otherwise what shows is the ink
-    paper = np.median(shown) if opaque.mean() > 0.5 else 255 * (not shown.size or shown.mean() < 128)
-    return Image.composite(grey, Image.new("L", picture.size, int(paper)), picture.getchannel("A"))
+    if opaque.mean() > 0.5:
+        paper = tuple(int(value) for value in np.median(shown, axis=0))
+    else:
+        paper = (0, 0, 0) if shown.size and (shown @ GREY).mean() >= 128 else (255, 255, 255)
+    return Image.composite(colour, Image.new("RGB", picture.size, paper), picture.getchannel("A"))

@@ -83,7 +83,15 @@ def images(x: Tensor, captions: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def contributions(x: Tensor, parts: Tensor, title: str, digits: tuple[int, int] = (3, 7)) -> Figure:
+def contributions(
+    x: Tensor,
+    parts: Tensor,
+    title: str,
+    digits: tuple[int, int] = (3, 7),
+    b: float | None = None,
+    picture: Any = None,
+    box: tuple[int, int, int, int] | None = None,
+) -> Figure:
     """Draw an image, and beside it what each pixel says: red speaks for the first digit, blue for the second.
 
     Args:
@@ -91,15 +99,30 @@ def contributions(x: Tensor, parts: Tensor, title: str, digits: tuple[int, int] 
         parts: ``(28, 28)``, each pixel's part of the sum that decides.
         title: Text above both.
         digits: The two digits.
+        b: What the network adds to that sum, if it has one layer.
+        picture: The picture as it was taken, ``(H, W, 3)`` uint8 or one of Pillow's, to draw at the left.
+        box: Left, top, right and bottom of the digit in it, in pixels.
     """
     first, second = digits
     limit = parts.abs().max().item() or 1.0
-    figure = Figure(figsize=(6.4, 3.6), facecolor="white")
-    panels = [figure.add_axes((left, 0.13, 0.46, 0.72)) for left in (0.03, 0.51)]
-    panels[0].imshow(x.numpy(), cmap="gray_r", vmin=0, vmax=1)
-    panels[1].imshow(parts.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    count = 2 + (picture is not None)
+    figure = Figure(figsize=(3.2 * count, 3.6), facecolor="white")
+    panels = [figure.add_axes(((k + 0.04) / count, 0.17, 0.92 / count, 0.7)) for k in range(count)]
+    if picture is not None:
+        panels[0].imshow(picture)
+        panels[0].set_anchor("S")
+        if box is not None:
+            left, top, right, bottom = box
+            outline = [left, right, right, left, left], [top, top, bottom, bottom, top]
+            panels[0].plot(*outline, color="white", linewidth=3.5)
+            panels[0].plot(*outline, color=LINE, linewidth=1.5)
+    panels[-2].imshow(x.numpy(), cmap="gray_r", vmin=0, vmax=1)
+    panels[-1].imshow(parts.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     sums = parts.clamp(min=0).sum(), -parts.clamp(max=0).sum()
-    texts = "the image as the network sees it", f"for {first}: {sums[0]:.2f} (red), for {second}: {sums[1]:.2f} (blue)"
+    said = f"for {first}: {sums[0]:.2f} (red), for {second}: {sums[1]:.2f} (blue)"
+    if b is not None:
+        said += f"\nb adds {b:+.2f}: {parts.sum() + b:+.2f} in all, above 0 for {first}"
+    texts = ["the picture, and the digit found in it"] * (count - 2) + ["the image as the network sees it", said]
     for axes, text in zip(panels, texts, strict=True):
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(text, fontsize=9)
@@ -139,7 +162,15 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
         up, across, _ = binary_precision_recall_curve(probability, y)
         figure, axes = _panel(3.9, f"Precision and recall of the {first}s", f"recall: {found}", "precision")
     axes.plot(across.numpy(), up.numpy(), color=LINE)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 1], yticks=[0, 1])
+    # the corner with the point of the curve that is nearest to the ideal one, as large as it must be to see it
+    ideal = 0.0 if kind == "roc" else 1.0
+    nearest = torch.maximum((across - ideal).abs(), 1 - up).min().item()
+    side = next(side for side in (0.05, 0.1, 0.2, 0.5, 1.0) if nearest < side / 2 or side == 1)
+    room = 0.02 * side
+    left, right = (-room, side + room) if kind == "roc" else (1 - side - room, 1 + room)
+    axes.set(xlim=(left, right), ylim=(1 - side - room, 1 + room))
+    axes.yaxis.labelpad = -16  # between the ticks
+    axes.set(xticks=[0, side] if kind == "roc" else [1 - side, 1], yticks=[1 - side, 1])
     axes.grid(color="#dddddd")
     return figure
 
