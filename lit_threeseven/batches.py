@@ -46,6 +46,10 @@ class Batch:
         """
         return self.global_rows / (1 if self.x.dtype == torch.uint8 else self.world_size)
 
+    def __repr__(self) -> str:
+        shared = f", shared by {self.world_size} processes" if self.world_size > 1 else ""
+        return f"Batch({len(self.y):,} of {self.global_rows:,} rows, {str(self.x.dtype)[6:]}{shared})"
+
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x, self.y))
 

@@ -50,7 +50,12 @@ def full_name(kind: type) -> str:
 
 
 class PlainArguments(HyperparametersMixin):
-    """Keeps its arguments so that a checkpoint can hold them, see `plain`."""
+    """Keeps its arguments so that a checkpoint can hold them, see `plain`, and shows them."""
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in self.hparams.items() if name[0] != "_"}
+        rows = {part: len(vars(self)[part]) for part in ("train", "val", "test") if part in vars(self)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in (given | rows).items())})"
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
         """Keep the arguments of `__init__` as Lightning does, with plain numbers."""

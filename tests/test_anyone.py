@@ -268,3 +268,11 @@ def test_readme_s_examples_run_unchanged_on_two_processes(number, tmp_path):
     found = accuracies(run([*command, "example.py"], tmp_path))
     assert len(found) == (1 if number == TRAINER_EXAMPLE else 2)
     assert min(found) > 0.97
+
+
+def test_network_data_and_batch_say_in_a_line_what_they_are():
+    data = ThreeSevenDataModule(batch_size=64, seed=3)
+    batch = next(iter(data.train_dataloader()))
+    assert repr(LitThreeSeven(lr=0.5)) == "LitThreeSeven(lr=0.5, init_std=0.01, digits=(3, 7))"
+    assert re.fullmatch(r"ThreeSevenDataModule\(.*digits=\(3, 7\).* seed=3, .*train=11157, val=1239\)", repr(data))
+    assert repr(batch) == "Batch(64 of 64 rows, float32)"
