@@ -30,10 +30,10 @@ options:
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; Ctrl-C and SIGTERM end it with one line from the very first moment."""
-    signals.take(signals.end)
-    signals.hold(False)  # which the process that started this one may have held
     if "WORLD_SIZE" not in os.environ:
         os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
+    signals.take(signals.end)
+    signals.hold(False)  # which the process that started this one may have held
     args = sys.argv[1:] if args is None else args
     name = args[0] if args else ""
     if name in ("-h", "--help"):

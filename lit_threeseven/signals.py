@@ -50,9 +50,7 @@ def hold(yes: bool) -> None:
 
 def local_rank() -> int:
     """Number of this process on its machine; 0 if it is alone."""
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ.get("LOCAL_RANK") or 0)
-    return int(os.environ.get("SLURM_LOCALID") or 0)
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def run(program: Callable[[], None]) -> None:

@@ -54,12 +54,14 @@ def test_main_job_writes_curves_checkpoints_and_its_configuration(cli):
     assert (run / "config.yaml").is_file()
     logged = scalars(run)
     assert {name for name in logged if "/" in name} == {
+        *("Loss/train", "Loss/val"),  # TensorBoard shows these first
         *("train/loss", "train/accuracy"),
         *("val/loss", "val/accuracy", "val/auroc"),
         *("test/loss", "test/accuracy", "test/auroc"),
     }
     assert list(logged["train/loss"]) == [0, *range(19, 200, 20)]
     assert list(logged["val/loss"]) == list(range(9, 200, 10))
+    assert (logged["Loss/train"], logged["Loss/val"]) == (logged["train/loss"], logged["val/loss"])
     assert logged["train/loss"][199] < logged["train/loss"][19]
 
 
@@ -483,7 +485,7 @@ def test_python_s_development_mode_shows_the_traceback_behind_a_sentence(tmp_pat
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
-    assert "ValueError: lr must be a finite float32 above 0" in result.stderr
+    assert "UserError: lr must be a finite float32 above 0" in result.stderr
 
 
 def test_an_error_that_is_not_the_user_s_keeps_its_traceback(cli, monkeypatch):

@@ -574,7 +574,7 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
 
                 visit("images", "tf-image-loader img", 6)
                 shown = page.locator("tf-image-loader").evaluate_all("cards => cards.map(card => card.tag)")
-                assert {f"test/{name}" for name in CURVES} <= set(shown)
+                assert {f"views/test {name}" for name in CURVES} <= set(shown)
                 widths = page.locator("tf-image-loader img").evaluate_all("images => images.map(i => i.naturalWidth)")
                 assert min(widths[:6]) > 300
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_threeseven import signals
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -133,6 +135,8 @@ def write(folder: Path, writer: "SummaryWriter", many: "LitThreeSevenMany", tabl
 
 def show(result: tuple[Path, list[dict[str, Any]]]) -> None:
     """Print where the sweep is, and its best network."""
+    if signals.local_rank():
+        return
     folder, table = result
     finite = [row for row in table if not row["diverged"]]
     print(f"{len(table)} networks, {len(table) - len(finite)} of them diverged: {folder}")

@@ -271,5 +271,7 @@ def main(args: list[str]) -> None:
             )
         raise
     except UserError as error:
+        if sys.flags.dev_mode:
+            raise
         time.sleep(launch.GRACE if local_rank() else 0)  # the first process's sentence is enough
         sys.exit(f"lit-threeseven: error: {error}")

@@ -77,9 +77,11 @@ def find(picture: Image.Image) -> list[Found]:
     """
     colours, scale = pictures.colours(picture)
     contrast, spread = differences(colours)
-    if contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2:
+    small = max(contrast.shape) <= 2 * pictures.SIDE  # a digit may fill it, and there is no light to speak of
+    faint = contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2
+    if faint and not small:
         raise NoInkError("there is no ink")
-    found = [*_whole(colours), *_groups(contrast, spread)]
+    found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()

@@ -25,7 +25,8 @@ GRID = 12  # images in a grid
 class TensorBoardPictures(L.Callback):
     """Show in TensorBoard how `LitThreeSeven`, or a subclass, thinks; of any other module only the recipe.
 
-    Their tags begin with "views" and "weights", which TensorBoard shows after the curves.
+    Their tags begin with "views" and "weights", which TensorBoard shows last. First it shows copies of the curves of
+    loss, "Loss/train" and "Loss/val".
 
     - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
     - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
@@ -52,6 +53,8 @@ class TensorBoardPictures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         epochs = trainer.current_epoch + 1
+        if getattr(pl_module, "logged", False):
+            self._loss(trainer, "train")
         if trainer.current_epoch == batch_idx == 0:
             self._figure(trainer, "views/train examples", 0, examples, pl_module, batch)
         if trainer.is_last_batch and (epochs == trainer.max_epochs or math.log10(epochs).is_integer()):
@@ -63,6 +66,17 @@ class TensorBoardPictures(L.Callback):
         if trainer.global_step > self._weights_step:
             self._write(trainer, "W", write_weights, pl_module, trainer.current_epoch)
         self._draw_collected(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._loss(trainer, "val")
+
+    def _loss(self, trainer: L.Trainer, stage: str) -> None:
+        loss = trainer.callback_metrics.get(f"{stage}/loss")
+        if loss is not None and trainer.is_global_zero:
+            step = trainer.global_step - 1
+            self._write(trainer, "Loss", lambda writer: writer.add_scalar(f"Loss/{stage}", loss.item(), step))
 
     @override
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **_: Any) -> None:
