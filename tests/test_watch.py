@@ -560,7 +560,7 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
                     page.wait_for_timeout(1000)
                     page.screenshot(path=shots / f"{tab}.png")
 
-                visit("timeseries", "card-view", 4)
+                visit("timeseries", "card-view", 3)
                 page.get_by_role("combobox", name="Filter tags (regex)").fill("train/loss|val/accuracy|W picture")
                 page.keyboard.press("Escape")  # closes the suggestions that cover the charts
                 page.locator("image-card img").first.wait_for()
