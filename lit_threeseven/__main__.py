@@ -34,6 +34,7 @@ def main(args: list[str] | None = None) -> None:
         os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
     signals.take(signals.end)
     signals.hold(False)  # which the process that started this one may have held
+    sys.path.append("")  # this folder, where --model may find a class of the user's own
     args = sys.argv[1:] if args is None else args
     name = args[0] if args else ""
     if name in ("-h", "--help"):

@@ -118,13 +118,13 @@ class LitThreeSeven(metrics.Curves, Resumable):
             batch_idx: Unused.
 
         Returns:
-            "probability" of the first digit, ``(n, 1)``, and the "digit", ``(n, 1)`` int64: the second digit where the
-            probability is below 0.5, otherwise the first; and, for a `lit_threeseven.batches.Batch`, which is this
+            The "digit", ``(n, 1)`` int64: the second digit where the probability is below 0.5, otherwise the first; the
+            "probability" of the first digit, ``(n, 1)``; and, for a `lit_threeseven.batches.Batch`, which is this
             process's share, the "rows" of the data set that these are, ``(n,)`` int64.
         """
         probability = self(batch if isinstance(batch, Tensor) else batch[0])
         first, second = self.digits
-        answer = {"probability": probability, "digit": torch.where(probability < THRESHOLD, second, first)}
+        answer = {"digit": torch.where(probability < THRESHOLD, second, first), "probability": probability}
         return answer | ({"rows": batch.rows} if isinstance(batch, Batch) else {})
 
     def configure_optimizers(self) -> Any:

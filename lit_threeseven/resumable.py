@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from typing_extensions import Self
 
+from lit_threeseven import sharing
 from lit_threeseven.errors import DivergedError, UserError
 from lit_threeseven.weights import PRETRAINED, read
 
@@ -84,13 +85,15 @@ class ResumableData(PlainArguments, L.LightningDataModule):
 
 
 class Resumable(PlainArguments, L.LightningModule):
-    """A `LightningModule` for whose checkpoints any Trainer does.
+    """A `LightningModule` for whose checkpoints any Trainer does, and that can be shared.
 
     They are loaded without running any code that a file may hold, into a network of the class that saved them; training
     resumes after the last batch trained; and weights that are not finite are never saved.
     """
 
     __call__: Callable[..., torch.Tensor]  # torch says Any
+
+    training_facts: dict[str, Any] = {}  # noqa: RUF012  # what a checkpoint says of its training, for a model card
 
     @classmethod
     def load_from_checkpoint(
@@ -117,86 +120,74 @@ class Resumable(PlainArguments, L.LightningModule):
             UserError: If it is no checkpoint, holds objects that could run code, or another network.
         """
         checkpoint = read(checkpoint_path, map_location or "cpu")
-        cls.check_class(checkpoint)
+        check_class(cls, checkpoint)
         model = cls(**arguments(cls, checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})) | kwargs)
         model.strict_loading = model.strict_loading if strict is None else strict
         model.configure_model()
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], model.strict_loading)
+        model.training_facts = {"steps": checkpoint.get("global_step")} | checkpoint.get("recipe", {})
         return model.to(next(iter(checkpoint["state_dict"].values()), torch.empty(0)).device)
 
     @classmethod
-    def from_pretrained(cls) -> Self:
-        """The trained network that ships with the package, for threes and sevens.
+    def from_pretrained(cls, folder: str | Path | None = None) -> Self:
+        """A trained network, in evaluation mode, on the CPU.
 
-        `scripts/pretrained.py` made it. It is in evaluation mode, on the CPU.
+        Args:
+            folder: What `save_pretrained` has written; None means the network for threes and sevens that ships with the
+                package, which `scripts/pretrained.py` made.
 
         Raises:
-            UserError: If none of this class ships.
+            OSError: If a file can't be read.
+            UserError: If none of this class ships, or the folder holds another network, or a damaged one.
         """
-        path = PRETRAINED / f"{cls.__name__}.ckpt"
-        if not path.is_file():
-            raise UserError(f"No trained {cls.__name__} ships with this package; train one.")
-        return cls.load_from_checkpoint(path).eval()
+        if folder is None:
+            path = PRETRAINED / f"{cls.__name__}.ckpt"
+            if not path.is_file():
+                raise UserError(f"No trained {cls.__name__} ships with this package; train one.")
+            return cls.load_from_checkpoint(path).eval()
+        state, config = sharing.read(Path(folder))
+        check_class(cls, config)
+        model = cls(**arguments(cls, config))
+        check_weights(model, config | {"state_dict": state})
+        model.load_state_dict(state)
+        if not all(weight.isfinite().all() for weight in state.values()):
+            raise UserError(f"{folder} holds weights that are not finite.")
+        return model.eval()
 
-    @classmethod
-    def saved(cls, checkpoint: dict[str, Any]) -> bool:
-        """Whether a network of this very class saved a checkpoint, as far as that says."""
-        name = str(checkpoint.get("network", cls.__name__))
-        return SHORT.get(name, name) in (full_name(cls), cls.__name__) or "network" not in checkpoint
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network as people share one.
 
-    @classmethod
-    def check_class(cls, checkpoint: dict[str, Any]) -> None:
-        """Raise a UserError, which names both classes, if another class saved a checkpoint."""
-        if not cls.saved(checkpoint):
-            name = SHORT.get(str(checkpoint["network"]), checkpoint["network"])
-            own = full_name(cls)
-            raise UserError(
-                f"The checkpoint holds {name}, not {own}; use that class, in the command line --model {name}."
-            )
+        The folder gets the weights, `model.safetensors`; the arguments, `config.json`, both as Hugging Face's
+        `PyTorchModelHubMixin` reads them; and a model card, `README.md`, with what is known of the training.
 
-    def check_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Raise a UserError, which names both networks, if a checkpoint is not of this class, or of other shapes."""
-        self.check_class(checkpoint)
-        states = checkpoint["state_dict"], self.state_dict()
-        found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
-        if self.strict_loading and found != own:
-            raise UserError(f"The checkpoint holds a network with {found}, not {type(self).__name__} with {own}.")
+        Args:
+            folder: Made if it isn't there. Files in it are replaced.
+
+        Raises:
+            OSError: If a file can't be written.
+        """
+        facts = {"digest of the weights": self.digest()} | self.training_facts
+        if self._trainer:
+            metrics = {name: f"{value:.4f}" for name, value in self.trainer.callback_metrics.items()}
+            data = getattr(getattr(self.trainer, "datamodule", None), "hparams", {})
+            facts |= {f"data.{name}": value for name, value in data.items()}
+            facts |= {"steps": self.global_step} | metrics
+        given = {name: value for name, value in self.hparams.items() if name[0] != "_"}
+        facts |= {f"model.{name}": value for name, value in given.items()}
+        config = {"network": full_name(type(self))} | given
+        facts = {name: value for name, value in facts.items() if value is not None}
+        sharing.write(Path(folder), self.state_dict(), config, facts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save non-finite weights, and note the network's class and the optimizer's name."""
         self.check_finite()
-        checkpoint["network"] = full_name(type(self))
-        checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in self.trainer.optimizers)
+        note(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another network's weights; resume after the last batch trained, and count the epochs."""
-        self.check_weights(checkpoint)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {})
-        if "epoch_progress" in loops and "epoch_loop.batch_progress" in loops:
-            self._mend(loops, checkpoint["global_step"])
-
-    def _mend(self, loops: dict[str, Any], steps: int) -> None:
-        # Lightning resumes an epoch that `max_steps` has cut off in the next one, and takes a batch or an epoch that
-        # was only begun for one that was trained.
-        epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-        trained, done = batches["current"]["processed"], epochs["current"]["processed"]
-        running, begun = epochs["current"]["started"] > done, batches["current"]["ready"] > trained
-        last = batches["is_last_batch"] and not begun  # of a batch that was only begun `is_last_batch` speaks too early
-        limit = self._trainer.max_steps if self._trainer else -1
-        if begun:
-            batches["is_last_batch"] = False
-            _level(batches)
-            for state in loops["state_dict"].get("combined_loader", []):
-                state |= {"seen": trained} if "seen" in state else {}  # of this package's loaders
-        if not trained or (last and not running):  # between two epochs
-            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
-            _level(epochs)
-        elif 0 <= limit <= steps:  # nothing is left to do, and Lightning counts an epoch that is cut off
-            _level(epochs, int(running))
-        elif not running:  # cut off
-            for counts in (epochs["current"], epochs["total"]):
-                counts["processed"] = counts["completed"] = counts["processed"] - 1
+        check_weights(self, checkpoint)
+        mend(checkpoint, self._trainer.max_steps if self._trainer else -1)
 
     def on_train_end(self) -> None:
         """Refuse to end training with non-finite weights."""
@@ -215,9 +206,72 @@ class Resumable(PlainArguments, L.LightningModule):
             )
 
     def digest(self) -> str:
-        """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
-        numbers = torch.cat([parameter.detach().flatten() for parameter in self.parameters()]).cpu().numpy()
-        return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
+        """The `digest` of the parameters: the same digest means the same bits."""
+        return digest(self)
+
+
+def saved(kind: type, checkpoint: dict[str, Any]) -> bool:
+    """Whether a network of this very class saved a checkpoint, as far as that says."""
+    name = str(checkpoint.get("network", kind.__name__))
+    return SHORT.get(name, name) in (full_name(kind), kind.__name__) or "network" not in checkpoint
+
+
+def check_class(kind: type, checkpoint: dict[str, Any]) -> None:
+    """Raise a UserError, which names both classes, if another class saved a checkpoint."""
+    if not saved(kind, checkpoint):
+        name = SHORT.get(str(checkpoint["network"]), checkpoint["network"])
+        raise UserError(
+            f"The checkpoint holds {name}, not {full_name(kind)}; use that class, in the command line --model {name}."
+        )
+
+
+def check_weights(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Raise a UserError, which names both networks, if a checkpoint is not of this class, or of other shapes."""
+    check_class(type(module), checkpoint)
+    states = checkpoint["state_dict"], module.state_dict()
+    found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
+    if module.strict_loading and found != own:
+        raise UserError(f"The checkpoint holds a network with {found}, not {type(module).__name__} with {own}.")
+
+
+def note(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Note a network's class and the optimizer's name in its checkpoint."""
+    checkpoint["network"] = full_name(type(module))
+    checkpoint["optimizer"] = ", ".join(type(optimizer).__name__ for optimizer in module.trainer.optimizers)
+
+
+def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
+    """Change a checkpoint so that Lightning resumes after the last batch trained, and counts the epochs.
+
+    Lightning resumes an epoch that `max_steps` has cut off in the next one, and takes a batch or an epoch that was only
+    begun for one that was trained.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    if not {"epoch_progress", "epoch_loop.batch_progress"} <= loops.keys():
+        return
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    trained, done = batches["current"]["processed"], epochs["current"]["processed"]
+    running, begun = epochs["current"]["started"] > done, batches["current"]["ready"] > trained
+    last = batches["is_last_batch"] and not begun  # of a batch that was only begun `is_last_batch` speaks too early
+    if begun:
+        batches["is_last_batch"] = False
+        _level(batches)
+        for state in loops["state_dict"].get("combined_loader", []):
+            state |= {"seen": trained} if "seen" in state else {}  # of this package's loaders
+    if not trained or (last and not running):  # between two epochs
+        batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+        _level(epochs)
+    elif 0 <= max_steps <= checkpoint["global_step"]:  # nothing is left to do, and Lightning counts a cut off epoch
+        _level(epochs, int(running))
+    elif not running:  # cut off
+        for counts in (epochs["current"], epochs["total"]):
+            counts["processed"] = counts["completed"] = counts["processed"] - 1
+
+
+def digest(module: torch.nn.Module) -> str:
+    """SHA-256 of the parameters as little-endian float32, in hexadecimal: the same digest means the same bits."""
+    numbers = torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).cpu().float().numpy()
+    return hashlib.sha256(numbers.astype("<f4").tobytes()).hexdigest()
 
 
 def _level(progress: dict[str, Any], more: int = 0) -> None:

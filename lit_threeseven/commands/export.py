@@ -6,24 +6,25 @@ from typing import Literal
 
 def export(
     checkpoint: str,
-    to: Literal["onnx", "torch-export", "html"] = "onnx",
+    to: Literal["onnx", "torch-export", "safetensors", "html"] = "onnx",
     out: str | None = None,
     data_dir: str | None = None,
 ) -> tuple[Path, float, int]:
     """Write a trained network for other programs.
 
     onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
-    1), for any N. html is a page to draw on. The file is loaded back and compared with the network on the test images
-    before it is written. It needs: pip install 'lit_threeseven[export]'
+    1), for any N. safetensors is a folder to share, with a model card, for from_pretrained. html is a page to draw on.
+    What is written is loaded back first, and compared with the network on the test images. It needs: pip install
+    'lit_threeseven[export]'
 
     Args:
         checkpoint: A checkpoint's file; best or last of the newest run; or pretrained, for the single layer that ships.
         to: Format.
-        out: File to write; by default the checkpoint's name, in this folder.
+        out: File or folder to write; by default the checkpoint's name, in this folder.
         data_dir: MNIST root, for networks that tell digits other than 3 and 7 apart.
 
     Returns:
-        The file, the largest difference of a probability between file and network, and the number of test images.
+        The file or folder, the largest difference of a probability from the network's, and the number of test images.
 
     Raises:
         UserError: If the checkpoint can't be used, or the file's answers differ.
@@ -38,7 +39,7 @@ def export(
 
     source = runs.find(checkpoint)
     path = Path(out or source.stem + formats.ENDINGS[to])
-    if path.is_dir():
+    if path.is_dir() and to != "safetensors":
         raise UserError(f"--out {path} is a folder; give a file in it.")
     model = load(source)
     data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
@@ -49,7 +50,6 @@ def export(
 def show(result: tuple[Path, float, int]) -> None:
     """Print what was written."""
     path, worst, images = result
+    size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
     same = f"within {worst:.0e}" if worst else "to the last bit"
-    print(
-        f"{path}: {path.stat().st_size:,} bytes; its probabilities of {images:,} test images are the network's, {same}"
-    )
+    print(f"{path}: {size:,} bytes; its probabilities of {images:,} test images are the network's, {same}")

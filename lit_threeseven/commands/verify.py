@@ -26,14 +26,8 @@ RECIPES = {
 def run(launch: list[str], options: list[str], folder: Path) -> dict[str, Any]:
     """Train, test and predict; gives what is published: the digest, the losses, and a checksum of all other values."""
     place = ["--trainer.default_root_dir", str(folder)]
-    logger = [
-        "--trainer.logger",
-        "CSVLogger",
-        "--trainer.logger.save_dir",
-        str(folder),
-        "--trainer.logger.name",
-        "logs",
-    ]
+    csv_only = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "logs"}}]
+    logger = ["--trainer.logger", json.dumps(csv_only)]
     output = execute([*launch, "-m", "lit_threeseven", *options, *place, *logger, "--trainer.log_every_n_steps", "1"])
     execute([*launch, "-m", "lit_threeseven", "predict", "--ckpt_path", "last", *options, *place])
     with next(folder.glob("logs/*/metrics.csv")).open() as file:

@@ -6,6 +6,7 @@ from lit_threeseven import LitThreeSeven
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks.layers import LitThreeSevenMLP
 from lit_threeseven.networks.many import LitThreeSevenMany
+from lit_threeseven.resumable import saved
 from lit_threeseven.weights import read
 
 __all__ = ["NETWORKS", "LitThreeSevenMLP", "LitThreeSevenMany", "load"]
@@ -26,7 +27,7 @@ def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:
             are not finite.
     """
     checkpoint = read(path)
-    network = next((network for network in (*others, *NETWORKS) if network.saved(checkpoint)), LitThreeSeven)
+    network = next((network for network in (*others, *NETWORKS) if saved(network, checkpoint)), LitThreeSeven)
     try:
         model = network.load_from_checkpoint(path).eval()
     except Exception as error:  # the arguments in a damaged file may be anything

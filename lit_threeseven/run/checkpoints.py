@@ -16,8 +16,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven, weights
+from lit_threeseven import weights
 from lit_threeseven.errors import UserError
+from lit_threeseven.resumable import Resumable, check_weights, mend, note
 from lit_threeseven.signals import Stopped, take
 
 
@@ -47,6 +48,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: Path | None = None) -> None:
         super().__init__(dirpath, "best", "val/loss", save_on_train_epoch_end=False, enable_version_counter=False)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the state if it is the best so far, and the network logs "val/loss"."""
+        if str(self.monitor) in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -124,6 +131,32 @@ class LastCheckpoint(ModelCheckpoint):
         self._signal = signum
 
 
+class Notes(L.Callback):
+    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
+
+    Args:
+        recipe: What `options.recipe` gives, once it is known.
+        given: The network's arguments, as in YAML.
+    """
+
+    def __init__(self, recipe: dict[str, Any], given: dict[str, Any]) -> None:
+        self.recipe, self.given = recipe, given
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
+        checkpoint["recipe"] = self.recipe
+        if not isinstance(pl_module, Resumable):
+            note(pl_module, checkpoint)
+            checkpoint["hyper_parameters"] = self.given
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume a stranger's network after the last batch trained."""
+        if not isinstance(pl_module, Resumable):
+            mend(checkpoint, trainer.max_steps)
+
+
 def read(path: str, resume: bool) -> dict[str, Any]:
     """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
     checkpoint = weights.read(path)  # `check` looks at the weights themselves
@@ -132,10 +165,10 @@ def read(path: str, resume: bool) -> dict[str, Any]:
     return checkpoint
 
 
-def check(path: str, checkpoint: dict[str, Any], model: LitThreeSeven, wanted: dict[str, Any]) -> None:
+def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
     """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
     try:
-        model.check_weights(checkpoint)
+        check_weights(model, checkpoint)
     except ValueError as error:
         raise UserError(f"{path} can't be used: {error}") from error
     for name, weight in checkpoint["state_dict"].items():

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
@@ -17,9 +18,11 @@ from typing_extensions import override
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, __version__, runs
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import load
+from lit_threeseven.resumable import digest
 from lit_threeseven.run import checkpoints, launch, options
 from lit_threeseven.signals import Stopped, count, local_rank
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
+from lit_threeseven.watch.loggers import forgive
 from lit_threeseven.weights import PRETRAINED, write_whole
 
 
@@ -44,7 +47,7 @@ class ThreeSevenCLI(LightningCLI):
         raises = {"exit_on_error": False}  # instead of printing the usage
         try:
             super().__init__(
-                LitThreeSeven,
+                LightningModule,
                 ThreeSevenDataModule,
                 trainer_defaults=defaults,
                 seed_everything_default=0,
@@ -103,13 +106,15 @@ class ThreeSevenCLI(LightningCLI):
         chosen.ckpt_path = None  # Lightning would take the model's arguments from there
         if self.ckpt_path:
             self.checkpoint = checkpoints.read(self.ckpt_path, subcommand == "fit")
+        if subcommand != "fit":
+            options.adopt(chosen.model, self.checkpoint)
 
     @override
     def instantiate_classes(self) -> None:
-        """Build everything; outside fit, the network is the checkpoint's."""
+        """Build everything; outside fit, one of this package's networks is the checkpoint's."""
         with options.from_the_command_line(self.command_line):
             super().instantiate_classes()
-        if self.subcommand != "fit":
+        if self.subcommand != "fit" and isinstance(self.model, LitThreeSeven):
             asked = self.model
             self.model = load(self.ckpt_path, type(asked))
             options.compare(asked, self.model)
@@ -120,26 +125,31 @@ class ThreeSevenCLI(LightningCLI):
         chosen = self.config_init[self.subcommand].trainer
         fitting = self.subcommand == "fit" and not chosen.fast_dev_run
         callbacks: list[Any] = [FitProgressBar()] if chosen.enable_progress_bar is not False else []
-        if not fitting or chosen.logger is False:  # there is no run folder to put it in
+        if not fitting or chosen.logger in (False, []):  # there is no run folder to put it in
             self.save_config_callback = None
-        kwargs["logger"] = False if chosen.logger is None else chosen.logger
+        asked = chosen.logger if isinstance(chosen.logger, list) else [chosen.logger] if chosen.logger else []
+        kwargs["logger"] = loggers = [logger for logger in asked if logger is not True]
         kwargs["enable_checkpointing"] = saving = fitting and chosen.enable_checkpointing is not False
         if fitting:
             kwargs |= options.check_every(chosen, self.datamodule)
             callbacks.append(TensorBoardPictures())
-        if fitting and chosen.logger is None:
+        if fitting and chosen.logger is not False and not isinstance(chosen.logger, list | TensorBoardLogger):
             step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
-            usual: dict[str, Any] = {"log_graph": not step, "default_hp_metric": False, "purge_step": step}
+            traced = not step and self.model.example_input_array is not None
+            usual: dict[str, Any] = {"log_graph": traced, "default_hp_metric": False, "purge_step": step}
             name = self.run.name if self.run else None
-            kwargs["logger"] = TensorBoardLogger(self.logs.parent, self.logs.name, name, **usual)
-            self.run = Path(kwargs["logger"].log_dir)
+            loggers.insert(0, TensorBoardLogger(self.logs.parent, self.logs.name, name, **usual))
+            self.run = Path(loggers[0].log_dir)
+        for logger in loggers:
+            forgive(logger)
         if saving:
             folder = self.run and self.run / "checkpoints"
             self.best = checkpoints.BestCheckpoint(folder)
             timed = "val_check_interval" in kwargs
             self.last = checkpoints.LastCheckpoint(None if timed else kwargs["check_val_every_n_epoch"] or 1, folder)
-            note = LambdaCallback(on_save_checkpoint=lambda trainer, module, state: state.update(recipe=self.recipe))
-            callbacks += [self.last, self.best, note]
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
+            notes = checkpoints.Notes(self.recipe, settings["fit"]["model"].get("init_args", {}))
+            callbacks += [self.last, self.best, notes]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
@@ -159,7 +169,9 @@ class ThreeSevenCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         """Check what can be checked before anything is written."""
-        data, wanted = self.datamodule, {"model.digits": list(self.model.digits)}
+        data, wanted = self.datamodule, {"data.digits": list(self.datamodule.digits)}
+        if isinstance(self.model, LitThreeSeven):
+            wanted = {"model.digits": list(self.model.digits)}
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         if environment:
             with options.from_the_command_line(self.command_line):
@@ -168,7 +180,8 @@ class ThreeSevenCLI(LightningCLI):
             if not local_rank():  # the other processes wait for this one's download
                 data.setup()
             options.try_out(self.config.fit, self.model, self.trainer, self.command_line)
-            wanted = self.recipe = wanted | options.recipe(self.config.fit, self.model, data)
+            wanted |= options.recipe(self.config.fit, self.model, data)
+            self.recipe.update(wanted)
         elif self.subcommand == "validate":
             if not data.val_fraction:
                 raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
@@ -177,7 +190,7 @@ class ThreeSevenCLI(LightningCLI):
             checkpoints.check(self.ckpt_path, self.checkpoint, self.model, wanted)
         launch.hold_signals(self.trainer)
 
-    def fit(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
+    def fit(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
         limits = {name: str(self.config.fit.trainer[name]) for name in ("max_epochs", "max_steps", "max_time")}
         if self.checkpoint.get("finished") == limits:
@@ -213,35 +226,43 @@ class ThreeSevenCLI(LightningCLI):
         if tested:
             rows |= tested
             rows["Images"] += f", {len(data.test):,} to test"
-            end["Digest"] = self.model.digest()  # of the weights that were tested
+            end["Digest"] = digest(self.model)  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
             finished = checkpoints.read(last, True) | {"finished": limits, "tested": tested}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
 
     def tested(self, ckpt_path: str | None) -> dict[str, str]:
-        """Rows of what a checkpoint, or the network as it is, gets of the test images."""
+        """Rows of what a checkpoint, or the network as it is, gets of the test images; none if it takes no test."""
+        if self.main_job and type(self.model).test_step is LightningModule.test_step:
+            return {}
         data: dict[str, Any] = {"datamodule": self.datamodule, "weights_only": True, "verbose": False}
         return options.metric_rows(self.trainer.test(self.model, ckpt_path=ckpt_path, **data)[0])
 
-    def validate(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
+    def validate(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Measure a checkpoint on the held-out images."""
         metrics = self.trainer.validate(model, datamodule, self.ckpt_path, weights_only=True, verbose=False)[0]
         self.report({"Images": f"{len(datamodule.val):,}"} | options.metric_rows(metrics))
 
-    def test(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
+    def test(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Measure a checkpoint on the test images."""
         rows = self.tested(self.ckpt_path)
         self.report({"Images": f"{len(datamodule.test):,}"} | rows)
 
-    def predict(self, model: LitThreeSeven, datamodule: ThreeSevenDataModule) -> None:
+    def predict(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Write a network's answers for the test images to a CSV file."""
-        batches = self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, weights_only=True)
+        if type(model).predict_step is LightningModule.predict_step:
+            raise UserError(f"{type(model).__name__} needs a predict_step that takes a batch, x and y.")
+        batches: list[Any] = []
+        keep = LambdaCallback(on_predict_batch_end=lambda *args: batches.append(options.answers(args[2], args[3].rows)))
+        self.trainer.callbacks.append(keep)
+        settings: dict[str, Any] = {"weights_only": True, "return_predictions": False}
+        self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, **settings)
         shares = [batches] * self.trainer.world_size
         if len(shares) > 1:
             distributed.all_gather_object(shares, batches)
         content, right, images = options.predictions([batch for share in shares for batch in share], datamodule)
-        rows = {"Images": f"{images:,}, {right:,} of them right"}
+        rows = {"Images": f"{images:,}" + ("" if right is None else f", {right:,} of them right")}
         if not self.trainer.fast_dev_run:
             path = Path(self.ckpt_path).with_suffix(".predictions.csv")
             path = Path(path.name) if path.parent == PRETRAINED else path

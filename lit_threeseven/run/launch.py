@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import torch
 from jsonargparse import Namespace
+from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import distributed
 from typing_extensions import override
@@ -116,7 +117,7 @@ def patient_ddp() -> Iterator[None]:
         StrategyRegistry.update(usual)
 
 
-def choose_threads(model: LitThreeSeven, data: ThreeSevenDataModule) -> None:
+def choose_threads(model: LightningModule, data: ThreeSevenDataModule) -> None:
     """Use one thread where more are hardly faster, as on busy cores: full batches of the single layer on a CPU.
 
     Its bits don't depend on the number of threads. `OMP_NUM_THREADS` keeps the choice to the user.

@@ -13,12 +13,13 @@ from difflib import get_close_matches
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, distributed
@@ -26,7 +27,7 @@ from torch import Tensor, distributed
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.resumable import full_name
+from lit_threeseven.resumable import full_name, plain
 from lit_threeseven.weights import PRETRAINED
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -84,6 +85,8 @@ def with_recipes(args: list[str]) -> list[str]:
 def with_model(command: list[str]) -> list[str]:
     """Name the usual network first. As the parser's default it would pass its own arguments on to another network."""
     subcommand, *args = command
+    if args[-1:] == ["--model.help"]:
+        args.append("LitThreeSeven")
     return command if subcommand[0] == "-" else [subcommand, "--model=lit_threeseven.LitThreeSeven", *args]
 
 
@@ -118,12 +121,34 @@ def compare(asked: LitThreeSeven, kept: LitThreeSeven) -> None:
     if type(asked) not in (LitThreeSeven, type(kept)):
         raise UserError(f"The checkpoint holds {full_name(type(kept))}, not {full_name(type(asked))}; drop --model.")
     for name, argument in signature(type(asked)).parameters.items():
-        value, usual, other = (
-            list(value) if isinstance(value, tuple) else value
-            for value in (asked.hparams.get(name), argument.default, kept.hparams.get(name))
-        )
+        value, usual, other = map(listed, (asked.hparams.get(name), argument.default, kept.hparams.get(name)))
         if value not in (usual, other):
             raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
+
+
+def listed(value: Any) -> Any:
+    """A value as YAML gives it: a list in place of a tuple."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Give a class of the user's own the arguments in a checkpoint, except where they name classes: none is imported.
+
+    Raises:
+        UserError: If the command line gives others.
+    """
+    kind: Any = locate(chosen.class_path)  # the parser has imported it
+    if issubclass(kind, LitThreeSeven):  # `compare` is for these
+        return
+    for name, kept in checkpoint.get("hyper_parameters", {}).items():
+        given, usual = (
+            listed(value) for value in (chosen.init_args.get(name), signature(kind).parameters[name].default)
+        )
+        if given == kept or "class_path" in repr(kept):
+            continue
+        if given != usual:
+            raise UserError(f"The checkpoint has model.{name} {kept}, not {given}; drop that option.")
+        chosen.init_args[name] = kept
 
 
 def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any]:
@@ -145,14 +170,19 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
     return {"check_val_every_n_epoch": max(1, -(-min(limits, default=100 * CHECKS) // CHECKS))}
 
 
-def recipe(options: Namespace, model: LitThreeSeven, data: ThreeSevenDataModule) -> dict[str, Any]:
+def recipe(options: Namespace, model: LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
     """What decides where training ends: a run can't be resumed with anything else."""
     settings = {name: options[name] for name in DECIDING}
-    settings |= {f"model.{name}": value for name, value in model.hparams.items() if name[0] != "_"}
+    given = {name: plain(value) for name, value in options.model.init_args.as_dict().items()} | dict(model.hparams)
+    settings |= {f"model.{name}": value for name, value in given.items() if name[0] != "_"}
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
     used: Any = options.get("optimizer")
-    if not used and type(model).configure_optimizers is LitThreeSeven.configure_optimizers:
+    if (
+        not used
+        and isinstance(model, LitThreeSeven)
+        and type(model).configure_optimizers is LitThreeSeven.configure_optimizers
+    ):
         own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
         used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
@@ -172,13 +202,13 @@ def from_the_command_line(command: list[str]) -> Iterator[None]:
         raise
     except Exception as error:  # which one a class raises is its own affair
         text = " ".join(str(error).split())
-        built = re.match(r"Does not validate .*? Errors: - (.*) - Expected a <class 'NoneType'> ", text)
+        built = re.match(r"Does not validate .*? Errors: - (.*?) - Expected a <class ", text)
         if isinstance(error, UserError) or built:  # by the parser, which keeps the text alone
             raise UserError(built[1] if built else text) from error
         raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
 
-def try_out(options: Namespace, model: LitThreeSeven, trainer: Any, command: list[str]) -> None:
+def try_out(options: Namespace, model: LightningModule, trainer: Any, command: list[str]) -> None:
     """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
 
     Raises:
@@ -275,19 +305,36 @@ def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
     return rows
 
 
-def predictions(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int, int]:
-    """A Trainer's predictions of test images as CSV, how many of them are right, and how many there are."""
-    names = ("rows", "digit", "probability")
-    rows, digit, probability = (torch.cat([batch[name] for batch in batches]).cpu() for name in names)
-    order = rows.argsort()
-    rows, digit, probability = rows[order], digit[order], probability[order]
-    first, second = data.digits
+def answers(batch: Any, rows: Tensor) -> dict[str, Tensor]:
+    """What a network's `predict_step` gave for some rows, as columns, ``(n,)`` each, and those rows.
+
+    Raises:
+        UserError: If it is neither a tensor nor a dictionary of tensors, with one row for each image.
+    """
+    given = batch if isinstance(batch, dict) else {"output": batch}
+    if not all(isinstance(value, Tensor) and value.ndim and len(value) == len(rows) for value in given.values()):
+        raise UserError("predict_step must give a tensor, or a dictionary of tensors, with one row for each image.")
+    columns = {"rows": rows}
+    for name, value in given.items():
+        parts = value.flatten(1).T if value.ndim > 1 else [value]
+        columns |= {f"{name} {k}" if len(parts) > 1 else name: part for k, part in enumerate(parts)}
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def predictions(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int | None, int]:
+    """Answers for test images as CSV, how many of them are right if they name a digit, and how many there are."""
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    order = columns["rows"].argsort()
+    columns = {name: column[order] for name, column in columns.items()}
+    rows, first = columns.pop("rows"), data.digits[0]
     _, y = data.test[rows]  # limit_predict_batches may be given
-    truth = torch.where(y == 1, first, second)
-    lines = [f"image,truth,digit,probability of {first}\n"]
-    for row in torch.cat([rows.unsqueeze(1), truth, digit, probability.double()], dim=1).tolist():
-        lines.append("{:.0f},{:.0f},{:.0f},{:.9g}\n".format(*row))
-    return "".join(lines), int((digit == truth).sum()), len(truth)
+    truth = torch.where(y[:, 0] == 1, *data.digits)
+    names = {"probability": f"probability of {first}"}
+    lines = [",".join(["image", "truth", *(names.get(name, name) for name in columns)]) + "\n"]
+    for row in torch.stack([column.double() for column in (rows, truth, *columns.values())], dim=1).tolist():
+        lines.append(",".join(f"{value:.9g}" for value in row) + "\n")
+    right = int((columns["digit"] == truth).sum()) if "digit" in columns else None
+    return "".join(lines), right, len(truth)
 
 
 def silence_libraries() -> None:

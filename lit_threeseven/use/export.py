@@ -31,11 +31,11 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
     """Write a network to a file in one of `FORMATS`, once it has been loaded back and compared.
 
     "onnx" and "torch-export" take ``pixels``, ``(N, 784)`` float32, 0 to 1, for any N, and give ``probability``,
-    ``(N, 1)``. "html" is a page to draw on, see `page`.
+    ``(N, 1)``. "safetensors" is a folder, see `LitThreeSeven.save_pretrained`. "html" is a page to draw on, see `page`.
 
     Args:
         model: A network in evaluation mode.
-        path: File to write; one that is there is replaced.
+        path: File, or folder, to write; files that are there are replaced.
         form: One of `FORMATS`.
         images: Test images, ``(N, 28, 28)`` uint8, to compare with.
         labels: Their labels, ``(N, 1)``; the page's examples are some of both digits.
@@ -54,12 +54,21 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
         program = FORMATS[form](model, unchecked, images, labels)
         with torch.no_grad():
             differences = [(program(part) - model(part)).abs().max().item() for part in (x, x[:1])]
-        content = unchecked.read_bytes()
-    worst = max(differences)
-    if not worst <= TOLERANCE:
-        raise UserError(f"The {form} file differs from the network by {worst:.1e}, more than {TOLERANCE:.0e}.")
-    write_whole(path, content)
+        worst = max(differences)
+        if not worst <= TOLERANCE:
+            raise UserError(f"The {form} file differs from the network by {worst:.1e}, more than {TOLERANCE:.0e}.")
+        for file in unchecked.iterdir() if unchecked.is_dir() else [unchecked]:
+            write_whole(path / file.relative_to(unchecked), file.read_bytes())
     return worst
+
+
+def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
+    """Write what `from_pretrained` reads, here and with Hugging Face's; gives what it makes of it."""
+    with torch.no_grad():
+        right = ((model(images) >= THRESHOLD) == labels.bool()).double().mean().item()
+    model.training_facts = model.training_facts | {f"of {len(images):,} test images right": f"{right:.2%}"}
+    model.save_pretrained(path)
+    return type(model).from_pretrained(path)
 
 
 def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
@@ -175,5 +184,5 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
-FORMATS = {"onnx": to_onnx, "torch-export": to_torch_export, "html": to_html}
-ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "html": ".html"}
+FORMATS = {"onnx": to_onnx, "torch-export": to_torch_export, "safetensors": to_safetensors, "html": to_html}
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": "", "html": ".html"}

@@ -1,23 +1,24 @@
-"""`TensorBoardPictures`: the recipe, the weights and the images of a run, in TensorBoard."""
+"""`TensorBoardPictures`: the recipe, the weights and the images of a run, in TensorBoard and other loggers."""
 
 import math
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, distributed
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from typing_extensions import override
 
 from lit_threeseven.module import LitThreeSeven
 from lit_threeseven.pixels import flatten, scale
 from lit_threeseven.watch import figures
+from lit_threeseven.watch.loggers import add_figure, add_recipe, attempt
 
 GRID = 12  # images in a grid
 
@@ -33,8 +34,9 @@ class TensorBoardPictures(L.Callback):
     - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
       precision-recall curves. After a test the same, but no images.
 
-    Only the first process writes, and only if there is a `TensorBoardLogger`. If a picture fails, there is one
-    warning and no more pictures of its kind; all others, and training, continue.
+    Other loggers get the recipe too, and the pictures if they take some, see `watch.loggers`. Only the first process
+    writes. If a picture fails, there is one warning and no more pictures of its kind; all others, and training,
+    continue.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class TensorBoardPictures(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._collected = []
         self._weights_step = trainer.global_step  # of the last weights that were drawn
-        self._write(trainer, "recipe", write_recipe, trainer)
+        self._each(trainer, "recipe", Logger, lambda logger: add_recipe(logger, recipe_of(trainer)))
 
     @override
     def on_train_batch_end(
@@ -58,13 +60,12 @@ class TensorBoardPictures(L.Callback):
         if trainer.current_epoch == batch_idx == 0:
             self._figure(trainer, "views/train examples", 0, examples, pl_module, batch)
         if trainer.is_last_batch and (epochs == trainer.max_epochs or math.log10(epochs).is_integer()):
-            self._weights_step = trainer.global_step
-            self._write(trainer, "W", write_weights, pl_module, epochs)
+            self._weights(trainer, pl_module, epochs)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step > self._weights_step:
-            self._write(trainer, "W", write_weights, pl_module, trainer.current_epoch)
+            self._weights(trainer, pl_module, trainer.current_epoch)
         self._draw_collected(trainer, pl_module)
 
     @override
@@ -76,7 +77,7 @@ class TensorBoardPictures(L.Callback):
         loss = trainer.callback_metrics.get(f"{stage}/loss")
         if loss is not None and trainer.is_global_zero:
             step = trainer.global_step - 1
-            self._write(trainer, "Loss", lambda writer: writer.add_scalar(f"Loss/{stage}", loss.item(), step))
+            self._write(trainer, f"Loss/{stage}", lambda writer: writer.add_scalar(f"Loss/{stage}", loss.item(), step))
 
     @override
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **_: Any) -> None:
@@ -117,23 +118,38 @@ class TensorBoardPictures(L.Callback):
     on_test_epoch_end = _draw_collected
 
     def _figure(self, trainer: L.Trainer, tag: str, step: int, draw: Callable[..., Figure], *args: Any) -> None:
-        self._write(trainer, tag.split(" ")[1], lambda writer: writer.add_figure(tag, draw(*args), step))
+        drawn = cache(lambda: draw(*args))  # once, for the first logger that takes it
+        self._each(trainer, tag, Logger, lambda logger: add_figure(logger, tag, drawn, step))
 
-    def _write(self, trainer: L.Trainer, kind: str, write: Callable[..., None], *args: Any) -> None:
+    def _write(self, trainer: L.Trainer, tag: str, write: Callable[..., None], *args: Any) -> None:
+        self._each(trainer, tag, TensorBoardLogger, lambda logger: write(logger.experiment, *args))
+
+    def _each(self, trainer: L.Trainer, tag: str, which: type, work: Callable[[Any], None]) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                self._try(trainer, kind, write, logger.experiment, *args)
+            if isinstance(logger, which) and trainer.is_global_zero:
+                attempt(logger, self._try, trainer, tag, work, logger)
 
-    def _try(self, trainer: L.Trainer, kind: str, work: Callable[..., None], *args: Any) -> None:
+    def _try(self, trainer: L.Trainer, tag: str, work: Callable[..., None], *args: Any) -> None:
+        kind = tag.split(" ")[-1]  # of validation and of test
         if kind in self._failed or not (kind == "recipe" or isinstance(trainer.lightning_module, LitThreeSeven)):
             return
         try:
             work(*args)
-        except OSError:  # of a full disk, which the curves would meet next
+        except OSError:  # of a full disk, or a server that is gone
             raise
         except Exception as error:
             self._failed.add(kind)
-            rank_zero_warn(f"TensorBoard gets no more pictures of the kind {kind!r}, which failed with {error!r}.")
+            rank_zero_warn(f"There are no more pictures such as {tag!r}, which failed with {error!r}.")
+
+    def _weights(self, trainer: L.Trainer, module: Any, epochs: int) -> None:
+        """Show the first layer's weights as a picture, and histograms of every layer's weights and gradient."""
+        self._weights_step, step = trainer.global_step, trainer.global_step - 1
+        layers = {name: W for name, W in module.named_parameters() if W.ndim == 2}
+        if not layers or not all(W.isfinite().all() for W in layers.values()):
+            return
+        self._write(trainer, "weights/histogram", write_histograms, layers, step)
+        name, W = next(iter(layers.items()))
+        self._figure(trainer, f"weights/{name} picture", step, weights, W, module, f"{name} after epoch {epochs:,}")
 
 
 def hardest_first(rows: Tensor) -> Tensor:
@@ -156,25 +172,22 @@ def hardest_images(module: LitThreeSeven, rows: Tensor) -> Figure:
     return figures.images(rows[:, 2:], captions, f"The highest losses, and the probability of a {module.digits[0]}")
 
 
-def write_weights(writer: SummaryWriter, module: LitThreeSeven, epochs: int) -> None:
-    """Write the first layer's weights as a picture, and histograms of every layer's weights and of their gradient."""
-    step = module.global_step - 1
-    layers = {name: W for name, W in module.named_parameters() if W.ndim == 2}
-    if not all(W.isfinite().all() for W in layers.values()):
-        return
+def weights(W: Tensor, module: LitThreeSeven, title: str) -> Figure:
+    """Draw the weights of a first layer, of one unit or of several."""
+    return figures.weights(W, module.digits, title) if W.shape[1] == 1 else figures.units(W, title)
+
+
+def write_histograms(writer: SummaryWriter, layers: dict[str, Tensor], step: int) -> None:
+    """Write histograms of the layers' weights and of their gradients."""
     for name, W in layers.items():
         writer.add_histogram(f"weights/{name}", W.float(), step)
         if W.grad is not None:
             writer.add_histogram(f"weights/{name} gradient", W.grad.float(), step)
-    name, W = next(iter(layers.items()))
-    title = f"{name} after epoch {epochs:,}"
-    picture = figures.weights(W, module.digits, title) if W.shape[1] == 1 else figures.units(W, title)
-    writer.add_figure(f"weights/{name} picture", picture, step)
 
 
-def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
-    """Write what decides the result of a run: as a table of text, and into the HPARAMS tab beside the metrics."""
-    recipe: dict[str, Any] = {}  # in TensorBoard's order
+def recipe_of(trainer: L.Trainer) -> dict[str, int | float | str]:
+    """What decides the result of a run, in TensorBoard's order."""
+    recipe: dict[str, Any] = {}
     for optimizer in trainer.optimizers[:1]:
         group = optimizer.param_groups[0]
         recipe["lr"] = float(group.get("initial_lr", group["lr"]))  # a scheduler changes "lr" and keeps the initial one
@@ -185,9 +198,4 @@ def write_recipe(writer: SummaryWriter, trainer: L.Trainer) -> None:
     recipe["seed_everything"] = os.environ.get("PL_GLOBAL_SEED")
     decisive = {name for name in recipe if name[0] != "_"} - {"data_dir", "digits", "source"}  # the others are not
     recipe = {name: value for name, value in recipe.items() if name in decisive}
-    recipe = {name: value if isinstance(value, int | float) else str(value) for name, value in recipe.items()}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
-    writer.add_text("recipe", f"| | |\n|---|---|\n{rows}", 0)
-    compared = {f"{stage}/{name}": 0.0 for name in ("accuracy", "loss", "auroc") for stage in ("test", "val")}
-    for summary in hparams(recipe, compared):
-        writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]  # it is set by now
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in recipe.items()}
