@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from typing_extensions import Self
 
@@ -179,6 +180,13 @@ class Resumable(PlainArguments, L.LightningModule):
         facts = {name: value for name, value in facts.items() if value is not None}
         sharing.write(Path(folder), self.state_dict(), config, facts)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Put `ParameterSummary` in the place of Lightning's model summary, if the Trainer shows that."""
+        callbacks = vars(self.trainer)["callbacks"]
+        usual = ModelSummary, RichModelSummary
+        callbacks[:] = [ParameterSummary() if type(callback) in usual else callback for callback in callbacks]
+        return []
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save non-finite weights, and note the network's class and the optimizer's name."""
         self.check_finite()
@@ -210,6 +218,20 @@ class Resumable(PlainArguments, L.LightningModule):
         return digest(self)
 
 
+class ParameterSummary(ModelSummary):
+    """Lists a network's parameters, `W` and `b`, which Lightning's own summary counts as "other params"."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table."""
+        parameters = [*pl_module.named_parameters()]
+        if trainer.is_global_zero:
+            print(f"{'Parameter':<12} {'Shape':<12} {'Numbers':>9}")
+            for name, parameter in parameters:
+                frozen = "" if parameter.requires_grad else "  frozen"
+                print(f"{name:<12} {tuple(parameter.shape)!s:<12} {parameter.numel():>9,}{frozen}")
+            print(f"{'in all':<25} {sum(parameter.numel() for _, parameter in parameters):>9,}")
+
+
 def saved(kind: type, checkpoint: dict[str, Any]) -> bool:
     """Whether a network of this very class saved a checkpoint, as far as that says."""
     name = str(checkpoint.get("network", kind.__name__))
@@ -229,8 +251,9 @@ def check_weights(module: L.LightningModule, checkpoint: dict[str, Any]) -> None
     """Raise a UserError, which names both networks, if a checkpoint is not of this class, or of other shapes."""
     check_class(type(module), checkpoint)
     states = checkpoint["state_dict"], module.state_dict()
-    found, own = (", ".join(f"{name} {tuple(w.shape)}" for name, w in state.items()) for state in states)
-    if module.strict_loading and found != own:
+    shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
+    if module.strict_loading and shapes[0] != shapes[1]:
+        found, own = (", ".join(f"{name} {tuple(shape)}" for name, shape in state.items()) for state in shapes)
         raise UserError(f"The checkpoint holds a network with {found}, not {type(module).__name__} with {own}.")
 
 

@@ -15,7 +15,7 @@ import lightning as L
 import pytest
 import torch
 from build_bundle import idx_bytes
-from processes import RECIPES, Job
+from processes import RECIPES, Job, said
 from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset, signals
@@ -101,7 +101,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             if isinstance(code, str):  # the interpreter prints it and exits with 1
                 return 1, capsys.readouterr().out, code
         captured = capsys.readouterr()
-        return code or 0, captured.out, captured.err
+        return code or 0, captured.out, said(captured.err)
 
     run.folder = folder
     handlers = {signum: signal.getsignal(signum) for signum in signals.SIGNALS}

@@ -50,6 +50,11 @@ def browser():
         yield playwright.chromium.launch(executable_path=program, args=options)
 
 
+def said(text: str) -> str:
+    """What was printed, but for the lines that tell how far training has come."""
+    return re.sub(r"^Training: .*\n", "", text, flags=re.MULTILINE)
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -146,8 +151,8 @@ class Job:
 
     @property
     def outputs(self) -> list[str]:
-        """What each process printed, but for a line of gloo's that torch 2.9 prints."""
-        texts = [output.read_text() if output.exists() else "" for output in self._outputs]
+        """What each process `said`, but for a line of gloo's that torch 2.9 prints."""
+        texts = [said(output.read_text()) if output.exists() else "" for output in self._outputs]
         return [re.sub(r"^\[Gloo\] Rank .*\n", "", text, flags=re.MULTILINE) for text in texts]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import RECIPES, TRAIN, Job, assert_bit_identical, last
+from processes import RECIPES, TRAIN, Job, assert_bit_identical, last, said
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.run import LastCheckpoint
@@ -74,7 +74,7 @@ class Terminal:
     @property
     def output(self) -> str:
         """What its processes printed."""
-        return self._output.read_text()
+        return said(self._output.read_text())
 
     def processes(self) -> list[int]:
         """Its processes that still run."""

@@ -431,9 +431,18 @@ def test_the_bar_is_shown_on_terminals_that_do_not_report_their_size(trainer, mo
     assert re.findall(STATE, output)[-1][1:3] == ("3", "3")
 
 
-def test_without_a_terminal_there_is_no_bar(trainer, capsys):
-    trainer(enable_progress_bar=True, callbacks=[FitProgressBar()]).fit(LitThreeSeven(), ThreeSevenDataModule())
-    assert "Training" not in "".join(capsys.readouterr())
+def test_a_log_file_gets_a_line_for_every_tenth_of_the_run(trainer, capsys, tmp_path):
+    run = trainer(enable_progress_bar=True, callbacks=[FitProgressBar()], max_epochs=40)
+    run.fit(LitThreeSeven(), ThreeSevenDataModule())
+    line = r"Training: epoch (\d+) of 50, loss 0\.\d{4}"
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(re.fullmatch(r"Training: epoch (\d+) of 40, loss 0\.\d{4}", line)[1]) for line in lines] == [
+        *range(4, 41, 4)
+    ]
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    resumed = trainer(enable_progress_bar=True, callbacks=[FitProgressBar()], max_epochs=50)
+    resumed.fit(LitThreeSeven(), ThreeSevenDataModule(), ckpt_path=tmp_path / "saved.ckpt")
+    assert re.findall(line, capsys.readouterr().err) == ["45", "50"]
 
 
 class Switches(L.Callback):
@@ -603,3 +612,12 @@ def test_tensorboard_in_a_browser_shows_this_run(cli, tmp_path):
     assert all(
         imread(shots / f"{tab}.png").std() > 0.05 for tab in ("timeseries", "images", "pr_curves", "hparams", "graphs")
     )
+
+
+@pytest.mark.parametrize(("network", "rows"), [(LitThreeSeven, ["W (784, 1) 784", "b (1,) 1", "in all 785"])])
+def test_lightning_s_summary_lists_the_parameters_by_name(trainer, capsys, network, rows):
+    run = trainer(enable_model_summary=True)
+    for _ in range(2):
+        run.fit(network(), ThreeSevenDataModule())
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert lines == ["Parameter Shape Numbers", *rows]

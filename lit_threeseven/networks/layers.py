@@ -6,6 +6,7 @@ import numpy as np
 import psutil
 from torch import Tensor, nn
 
+from lit_threeseven.dataset import check_digits
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import check_positive, layers, normal
 from lit_threeseven.module import PIXELS, LitThreeSeven
@@ -44,6 +45,7 @@ class LitThreeSevenMLP(LitThreeSeven):
         digits: tuple[int, int] = (3, 7),
     ) -> None:
         check_positive(gain=gain)
+        digits = check_digits(digits)
         sizes = plain(list(hidden_sizes))
         if not sizes or any(type(size) is not int or size < 1 for size in sizes):
             raise UserError(f"hidden_sizes must be whole numbers above 0, such as [500, 150], got {sizes}.")

@@ -1,5 +1,6 @@
-"""`FitProgressBar`: how far training has come, at the terminal."""
+"""`FitProgressBar`: how far training has come, at the terminal, in a notebook, and in a log file."""
 
+import io
 import shutil
 import sys
 from typing import Any
@@ -11,16 +12,19 @@ from typing_extensions import override
 
 
 class FitProgressBar(ProgressBar):
-    """One bar over all epochs of a fit, with the loss and the time left, on standard error if a person reads that.
+    """One bar over all epochs of a fit, with the loss and the time left, on standard error.
 
-    Lightning's own bar starts again at each epoch, which is no use when an epoch is one batch. The loss is read only
-    when the bar is drawn, at most ten times a second.
+    In a notebook it is one line that moves; in a log file there is a line for every tenth of the run. Lightning's own
+    bar starts again at each epoch, which is no use when an epoch is one batch. The loss is read only when it is shown,
+    at most ten times a second.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_enabled = True
         self._bar = tqdm(disable=True)
+        self._total = 0.0  # steps of the run
+        self._tenth = 10  # of the run that the last line of a log file was for; in the end there is nothing to add
 
     @property
     def is_disabled(self) -> bool:
@@ -50,10 +54,13 @@ class FitProgressBar(ProgressBar):
         self._open(trainer)
 
     def _open(self, trainer: L.Trainer) -> None:
-        shown = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook's output can go back to its line's start
-        if self.is_disabled or not trainer.is_global_zero or not shown:
+        if self.is_disabled or not trainer.is_global_zero:
             return
-        total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
+        notebook = "ipykernel" in sys.modules and sys.modules["IPython"].get_ipython()
+        self._total = total = trainer.estimated_stepping_batches  # infinite if neither epochs nor steps have a limit
+        if not notebook and not sys.stderr.isatty():
+            self._tenth = int(10 * trainer.global_step / total)
+            return
         columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty
         self._bar = tqdm(
             desc=_text(trainer, trainer.current_epoch + 1),
@@ -63,16 +70,25 @@ class FitProgressBar(ProgressBar):
             miniters=1,  # or tqdm would guess how often to look at the clock
             ncols=columns,
             nrows=lines,
+            file=_Cell() if notebook else sys.stderr,
         )
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar.disable:  # unless it has been enabled since
+        if self._tenth < 10:
+            self._line(trainer)
+        elif self._bar.disable:  # unless it has been enabled since
             self._open(trainer)
         elif self._bar.update(trainer.global_step - self._bar.n):  # it is time to redraw
             self._bar.set_description_str(_text(trainer, trainer.current_epoch + 1))
+
+    def _line(self, trainer: L.Trainer) -> None:
+        tenth = int(10 * trainer.global_step / self._total)
+        if tenth > self._tenth and self.is_enabled:
+            print(f"Training: {_text(trainer, trainer.current_epoch + 1)}", file=sys.stderr, flush=True)
+        self._tenth = tenth
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,6 +99,24 @@ class FitProgressBar(ProgressBar):
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._bar.close()
+
+
+class _Cell(io.StringIO):
+    """A notebook's output that shows the last line written."""
+
+    encoding = "utf-8"  # which tqdm asks for
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        super().__init__()
+        self.shown: Any = display({"text/plain": ""}, raw=True, display_id=True)
+
+    @override
+    def write(self, text: str) -> int:
+        if text.strip():
+            self.shown.update({"text/plain": text.strip()}, raw=True)
+        return len(text)
 
 
 def _text(trainer: L.Trainer, epoch: int) -> str:
