@@ -3,6 +3,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -711,3 +712,12 @@ def test_a_folder_that_can_t_be_written_to_is_named_with_the_option_for_another(
     assert (code, output) == (1, "")
     assert re.search(rf"can't be used .*{option}", error), error
     assert "\n" not in error
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(tmp_path):
+    program = Path(sys.executable).with_name("lit-threeseven")
+    for command in ("--help", "recognize --help"):
+        shell = f"set -o pipefail; {program} {command} | head -1"
+        result = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.stdout.startswith("usage: lit-threeseven")
+        assert (result.stderr, result.returncode in (0, 128 + signal.SIGPIPE)) == ("", True)

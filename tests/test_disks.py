@@ -14,6 +14,8 @@ from processes import TORCHRUN, TRAIN, Job, contents, last, said
 
 from lit_threeseven.run import options
 
+PROJECT = Path(__file__).parents[1]
+
 
 def in_a_small_folder(tmp_path: Path, script: str) -> subprocess.CompletedProcess:
     """Run a shell script where the folder `small` is a 1 MB disk, and copy what is left on it to `kept`."""
@@ -84,6 +86,24 @@ def test_a_disk_that_fills_under_torchrun_ends_with_one_sentence_of_all_processe
     printed = "".join(path.read_text() for path in (tmp_path / "printed").rglob("*.log"))
     told = r"(lit-threeseven: warning: TensorBoardLogger logs no more; .*No space left on device.*\n)?"
     assert re.fullmatch(told + r"lit-threeseven: error: .*No space left on device.* intact.*\n", said(printed)), printed
+
+
+@pytest.mark.slow
+def test_a_package_that_can_t_be_written_to_and_no_home_folder_are_enough(tmp_path):
+    package = Path(options.__file__).parents[1]
+    result = in_a_small_folder(
+        tmp_path,
+        f"""
+        mount --bind {package} {package}
+        mount -o remount,bind,ro {package}
+        export HOME=/proc/nowhere LIT="{sys.executable} -m lit_threeseven"
+        $LIT --trainer.max_epochs 3 && $LIT recognize {PROJECT}/.readme/three.png --explain why &&
+        $LIT export pretrained --to html && ! touch {package}/x 2>/dev/null
+        """,
+    )
+    assert (result.returncode, said(result.stderr)) == (0, "")
+    assert "99.99%" in result.stdout
+    assert (tmp_path / "LitThreeSeven.html").exists()
 
 
 def test_a_checkpoint_that_can_t_be_written_leaves_the_one_before(cli, monkeypatch):
