@@ -10,6 +10,7 @@ import torch
 
 from lit_threeseven import weights
 
+PICTURE = Path(__file__).parents[1] / ".readme" / "three.png"
 SOURCE = '''
 import lightning as L
 import torch
@@ -126,6 +127,13 @@ def test_a_checkpoint_imports_no_class_that_it_names(own, monkeypatch):
     checkpoint["hyper_parameters"]["activation"] = {"class_path": "evil.Evil"}
     torch.save(checkpoint, path)
     assert own("test", *MODEL, "--run", "r")[0] == 0
+
+
+def test_recognize_takes_no_network_whose_answers_may_be_no_probabilities(own):
+    own("fit", *MODEL, "--run", "r", "--trainer.max_epochs", "2")
+    code, output, error = own("recognize", PICTURE, "--model", "strangers.Tanh", "--run", "r")
+    assert (code, output) == (1, "")
+    assert "strangers.Tanh is no subclass of LitThreeSeven" in error
 
 
 def test_its_own_options_are_listed(own):

@@ -67,13 +67,6 @@ def test_every_command_of_a_page_runs(page, checkout):
         checkout(["bash", "-euo", "pipefail", "-c", command])
 
 
-@pytest.mark.slow
-def test_the_first_page_s_python_runs(checkout):
-    """That of the other pages is run in test_anyone.py and test_recognize.py."""
-    (block,) = blocks("README.md", "python")
-    assert re.search(r"test/accuracy\W+0.98", checkout([sys.executable, "-c", block]))
-
-
 def test_the_first_page_can_be_read_in_five_minutes():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 200

@@ -160,6 +160,10 @@ def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
         kind: Any = locate(model)
         if kind is None:
             raise UserError(f"There is no class {model}; give its module and name, such as nets.Mine.")
+        from lit_threeseven import LitThreeSeven  # as the class has done
+
+        if not (isinstance(kind, type) and issubclass(kind, LitThreeSeven)):
+            raise UserError(f"{model} is no subclass of LitThreeSeven, whose probabilities are answers.")
         return kind.load_from_checkpoint(runs.find(ckpt_path, run)).eval()
     shipped = (model or "LitThreeSeven").rpartition(".")[2]
     return Network.load(runs.find(ckpt_path if ckpt_path or run else shipped, run))
