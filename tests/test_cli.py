@@ -162,27 +162,6 @@ def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(cli, batch_size):
     assert scalars(cli.folder / "two/logs/version_0")["val/loss"] == scalars(cli.folder / "logs/version_0")["val/loss"]
 
 
-@pytest.mark.slow
-def test_two_devices_end_at_the_weights_of_one(tmp_path):
-    for devices in ("1", "2"):
-        command = [
-            sys.executable,
-            TRAIN,
-            *SHORT,
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.devices",
-            devices,
-        ]
-        folder = tmp_path / devices
-        folder.mkdir()
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
-    assert len(re.findall("Test accuracy", result.stdout)) == 1
-    torch.testing.assert_close(weights(tmp_path / "1"), weights(tmp_path / "2"), rtol=1e-5, atol=1e-7)
-
-
 def test_another_optimizer_can_be_chosen(cli):
     code, _, errors = cli("fit", *SHORT, "--optimizer", "Adam", "--optimizer.lr", "0.02")
     assert (code, errors) == (0, "")

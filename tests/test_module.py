@@ -91,7 +91,7 @@ def test_one_step_is_gradient_descent(trainer):
     torch.testing.assert_close(model.b.double(), b - 0.7 * b.grad, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("epochs", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [100])
 def test_article_s_recipe_has_the_losses_of_a_plain_loop(trainer, epochs):
     torch.manual_seed(5)
     model, data = LitThreeSeven(lr=0.001, init_std=1.0), ThreeSevenDataModule(val_fraction=0)

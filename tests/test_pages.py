@@ -25,6 +25,8 @@ ELSEWHERE = {
     "python scripts/article_starts.py": "test_scripts.py",  # with fewer starts
     "python scripts/tour.py": "test_scripts.py",
     "torchrun": "test_devices.py",
+    "lit-threeseven --trainer.devices 2": "test_devices.py",
+    "lit-threeseven verify": "test_devices.py",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun": "test_elastic.py",
     "srun": "test_launch.py",
     "tensorboard": "test_watch.py",

@@ -333,16 +333,16 @@ print(*(name for name in heavy if name in sys.modules))
 
 
 @pytest.mark.slow
-def test_thousands_of_files_take_no_more_memory_than_a_few(digits, tmp_path):
+def test_hundreds_of_files_take_no_more_memory_than_a_few(digits, tmp_path):
     file = str(tmp_path / "three.png")
     digits[3].convert("RGB").resize((300, 300)).save(file)
     model, process = LitThreeSeven.from_pretrained(), psutil.Process()
     sizes = []
-    for i, answer in enumerate(recognize.Answers(model, [file] * 1000)):
+    for i, answer in enumerate(recognize.Answers(model, [file] * 500)):
         assert answer.digit == 3
-        if i % 100 == 99:
+        if i % 50 == 49:
             sizes.append(process.memory_info().rss)
-    assert max(sizes[3:]) - sizes[2] < 20e6  # all pictures together have 270 MB
+    assert max(sizes[3:]) - sizes[2] < 20e6  # all pictures together have 135 MB
 
 
 def test_names_that_are_no_text_are_printed(digits, tmp_path):
@@ -358,7 +358,7 @@ def test_names_that_are_no_text_are_printed(digits, tmp_path):
 @pytest.mark.slow
 def test_a_terminal_shows_how_far_it_has_come(pictures):
     Path("many").mkdir()
-    for i in range(300):
+    for i in range(60):
         os.link("a three.png", f"many/{i}.png")
     leader, follower = pty.openpty()
     with (
@@ -370,9 +370,9 @@ def test_a_terminal_shows_how_far_it_has_come(pictures):
         with suppress(OSError):  # the end of a terminal
             while part := os.read(leader, 1000):
                 shown += part
-    assert len(Path("answers").read_text().splitlines()) == 301
+    assert len(Path("answers").read_text().splitlines()) == 61
     assert b"Pictures:" in shown
-    assert b"/300" in shown
+    assert b"/60" in shown
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ LINE = 0.6  # of the picture's width or height: straight ink that is longer and 
 STEEP = 0.2  # slope of the most askew line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 FINE = 160  # pixels of the longer side of a group when it is made into an image
+THIN = 0.25  # of the digit's area: a mark that covers less is no digit, but what is left of a line
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
@@ -96,6 +97,7 @@ def find(picture: Image.Image) -> list[Found]:
         if marks and not (
             scores[k] < MARK
             and found[k].contrast > 0.5 * found[best].contrast
+            and found[k].area > THIN * found[best].area
             and 0.5 < _length(box) / _length(boxes[0]) < 2
             and all(_apart(box, other) for other in boxes)
         ):
@@ -156,11 +158,12 @@ def training_images() -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Candidate:
-    """What may be the digit: its image, its box, how strong its ink is, 0 to 255, and what speaks against it."""
+    """What may be the digit: its image, its box, how strong its ink is, 0 to 255, its pixels, and what speaks against it."""
 
     image: Array
     box: Box
     contrast: float
+    area: int
     doubt: float
 
 
@@ -176,7 +179,7 @@ def _whole(colours: Array) -> Iterator[Candidate]:
         return
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    yield Candidate(pictures.place(ink), box, 255, WHOLE)
+    yield Candidate(pictures.place(ink), box, 255, int((ink > 0.55).sum()), WHOLE)
 
 
 def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
@@ -211,7 +214,9 @@ def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
                 doubt = EDGE * (spread[rows, columns][ink] > strong / 2).mean() + FADED * (1 - min(1, strong / peak))
                 doubt += SMALL * (1 - _length(box) / max(height, width))
                 doubt += CUT * (box[0] == 0 or box[1] == 0 or box[2] == width or box[3] == height)
-                yield Candidate(_image(contrast, labels, int(k), mask, box), box, float(strong), float(doubt))
+                yield Candidate(
+                    _image(contrast, labels, int(k), mask, box), box, float(strong), int(sizes[k]), float(doubt)
+                )
 
 
 def differences(colours: Array) -> tuple[Array, Array]:
