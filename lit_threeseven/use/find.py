@@ -158,7 +158,15 @@ def training_images() -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Candidate:
-    """What may be the digit: its image, its box, how strong its ink is, 0 to 255, its pixels, and what speaks against it."""
+    """What may be the digit.
+
+    Attributes:
+        image: ``(28, 28)``, 0 to 1.
+        box: Of the ink.
+        contrast: How strong the ink is, 0 to 255.
+        area: Pixels of ink.
+        doubt: What speaks against it, in units of the distance from the training images.
+    """
 
     image: Array
     box: Box
