@@ -147,6 +147,14 @@ def test_pictures_with_nothing_to_read_say_so():
             assert not find(picture)[0].certain
 
 
+@pytest.mark.parametrize("size", [60, 200, 500])
+def test_noise_is_remarked(size):
+    random = np.random.default_rng(size)
+    for _ in range(5):
+        (found,) = find(Image.fromarray(random.integers(0, 256, (size, size)).astype(np.uint8)))
+        assert not found.certain
+
+
 def test_files_that_pillow_does_not_open_are_named_for_what_they_are(tmp_path):
     for content, name in {
         b"\0\0\0\x18ftypheic\0\0": "a HEIC photo; save or export it as JPEG",

@@ -41,6 +41,7 @@ MARK = 0.32  # cosine distance from the training images, and doubt, below which 
 EDGE, FADED, CUT, SMALL, BLOT, WHOLE = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
+ROUGH = 0.25  # of the strongest contrast: where half of the picture differs more from the paper, there is no paper
 UNLIKE = 0.283  # cosine distance that one test image in two hundred exceeds
 
 
@@ -85,6 +86,7 @@ def find(picture: Image.Image) -> list[Found]:
     found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
     if not found:
         raise NoInkError("there is no ink")
+    rough = not small and np.median(contrast) > ROUGH * contrast.max()
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
     distances, like = nearest(images)
     blots = (images.flatten(1).norm(dim=1) - INK).clamp(min=0)
@@ -105,7 +107,7 @@ def find(picture: Image.Image) -> list[Found]:
         best = best if marks else k
         boxes.append(box)
         inside = tuple(round(side * scale) for side in box)
-        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED)
+        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED and not rough)
         marks.append(Found(images[k], inside, distances[k].item(), int(like[k]), certain))
     return marks
 
