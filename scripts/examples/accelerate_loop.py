@@ -22,7 +22,7 @@ with needed("Accelerate", "accelerate"):
 def main() -> None:
     """Train and test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the data (default: 3)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the data (default: 2)")
     parser.add_argument("--rows", type=Path, help="folder for the row numbers that each process sees, RANK.csv")
     args = parser.parse_args()
     accelerator = Accelerator(cpu=True)

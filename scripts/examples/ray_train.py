@@ -25,7 +25,13 @@ with needed("Ray", "ray[train]"):
 
 
 class Report(ray.train.lightning.RayTrainReportCallback):
-    """Give Ray a checkpoint after each validation."""
+    """Give Ray a checkpoint after each validation, and keep the epoch in which this attempt began."""
+
+    began = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note it."""
+        self.began = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave out the other epochs."""
@@ -33,11 +39,11 @@ class Report(ray.train.lightning.RayTrainReportCallback):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-def train() -> None:
-    """What each worker does."""
+def train() -> int:
+    """What each worker does; gives the epochs that an earlier attempt had trained."""
     tempfile.tempdir = str(Path.cwd())  # Ray's callback leaves empty folders behind, now in a folder of Ray's
     L.seed_everything(0)
-    last = ray.train.get_checkpoint()
+    last, report = ray.train.get_checkpoint(), Report()
     trainer = L.Trainer(
         max_epochs=2000,
         check_val_every_n_epoch=100,
@@ -46,7 +52,7 @@ def train() -> None:
         devices="auto",
         strategy=ray.train.lightning.RayDDPStrategy(),
         plugins=[ray.train.lightning.RayLightningEnvironment(), WholeCheckpointIO()],
-        callbacks=[Report()],
+        callbacks=[report],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -55,6 +61,7 @@ def train() -> None:
     trainer = ray.train.lightning.prepare_trainer(trainer)
     path = last and str(Path(last.path, Report.CHECKPOINT_NAME))
     trainer.fit(LitThreeSeven(), ThreeSevenDataModule(), ckpt_path=path, weights_only=True)
+    return report.began
 
 
 def main() -> None:
@@ -72,7 +79,7 @@ def main() -> None:
     result = ray.train.torch.TorchTrainer(train, scaling_config=ScalingConfig(num_workers=2), run_config=run).fit()
     checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val/loss"])
     ray.shutdown()
-    print(f"best after epoch {metrics['epoch']}, with validation loss {metrics['val/loss']:.4f}")
+    print(f"resumed after {result.return_value} epochs; the best epoch was {metrics['epoch']}")
     model = LitThreeSeven.load_from_checkpoint(Path(checkpoint.path, Report.CHECKPOINT_NAME))
     print(f"digest {model.digest()}")
 
