@@ -135,8 +135,9 @@ class LitThreeSeven(metrics.Curves, Resumable):
         """Refuse data of other digits: their labels would mean something else.
 
         Raises:
-            UserError: If the data module's `digits` are not these.
+            UserError: If the data module's `digits` are not these, or processes run different versions.
         """
+        super().setup(stage)
         trainer: Any = self.trainer
         digits = getattr(trainer.datamodule, "digits", self.digits)
         if tuple(digits) != tuple(self.digits):

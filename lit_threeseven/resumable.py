@@ -12,9 +12,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from torch import distributed
 from typing_extensions import Self
 
-from lit_threeseven import sharing
+from lit_threeseven import __version__, sharing
 from lit_threeseven.errors import DivergedError, UserError
 from lit_threeseven.weights import PRETRAINED, read
 
@@ -83,6 +84,20 @@ class ResumableData(PlainArguments, L.LightningDataModule):
         if cls.__qualname__ in checkpoint:  # where Lightning puts the state of data
             data.load_state_dict(checkpoint[cls.__qualname__])
         return data
+
+
+def check_versions() -> None:
+    """Raise a UserError, on each process, if they run different releases of this package: bits would differ."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    versions = [__version__] * distributed.get_world_size()
+    distributed.all_gather_object(versions, __version__)
+    for rank, other in enumerate(versions):
+        if other != versions[0]:
+            raise UserError(
+                f"Process 0 runs lit_threeseven {versions[0]}, and process {rank} {other}; install one version on all "
+                "machines."
+            )
 
 
 class Resumable(PlainArguments, L.LightningModule):
@@ -186,6 +201,11 @@ class Resumable(PlainArguments, L.LightningModule):
         usual = ModelSummary, RichModelSummary
         callbacks[:] = [ParameterSummary() if type(callback) in usual else callback for callback in callbacks]
         return []
+
+    def setup(self, stage: str) -> None:
+        """Before a fit, see `check_versions`."""
+        if stage == "fit":
+            check_versions()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save non-finite weights, and note the network's class and the optimizer's name."""

@@ -1,11 +1,17 @@
 """The processes of a run: how they meet, how long they wait, and what they say if they don't."""
 
+import os
 import re
 import signal
 import socket
+from pathlib import Path
 
+import lightning as L
 import pytest
-from processes import Job, free_port
+from processes import CONTEXT, TIME_LIMIT, Job, free_port
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, resumable
+from lit_threeseven.errors import UserError
 
 
 def node(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -17,6 +23,33 @@ def node(rank: int, world_size: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(world_size),
     }
+
+
+def _fit_with_version(version: str, folder: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.chdir(folder)
+    resumable.__version__ = version
+    trainer = L.Trainer(accelerator="cpu", devices=1, num_nodes=2, strategy="ddp", max_epochs=1)
+    try:
+        trainer.fit(LitThreeSeven(), ThreeSevenDataModule())
+    except UserError as error:
+        Path(environment["NODE_RANK"]).write_text(str(error))
+
+
+def test_two_processes_with_different_versions_are_refused_by_name(tmp_path):
+    port = free_port()
+    processes = [
+        CONTEXT.Process(target=_fit_with_version, args=(version, tmp_path, node(rank, 2, port)))
+        for rank, version in enumerate(("1.2.3", "1.2.4"))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIME_LIMIT)
+        process.kill()
+    expected = "Process 0 runs lit_threeseven 1.2.3, and process 1 1.2.4; install one version on all machines."
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [expected] * 2
+    assert not list(tmp_path.glob("lightning_logs/*/checkpoints"))
 
 
 @pytest.mark.slow

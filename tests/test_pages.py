@@ -14,6 +14,7 @@ PAGES = [
     "lit_threeseven/README.md",
     "lit_threeseven/use/README.md",
     "scripts/README.md",
+    "scripts/examples/README.md",
     "tests/README.md",
 ]
 
