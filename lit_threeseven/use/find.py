@@ -1,6 +1,9 @@
 """Find the digit in a picture: what differs from the paper near it, and of that the group most like a training image.
 
-Geometry only proposes: at a few levels of contrast and with a few gaps between strokes, each group of ink becomes an
+A clear picture, with one group of ink on plain paper, needs no search: that is the digit. `page.html` reads these alone,
+by the same steps in JavaScript; change both together.
+
+In others, geometry only proposes: at a few levels of contrast and with a few gaps between strokes, each group of ink becomes an
 image in MNIST's form. A table, a shadow's edge, a box or a stain may be among them. The image nearest to a training
 image is the digit. `scipy.ndimage` does the local filters, distances and connected components: it has all of them, and
 starts in a sixth of the time that torch takes.
@@ -32,6 +35,10 @@ LINE = 0.6  # of the picture's width or height: straight ink that is longer and 
 STEEP = 0.2  # slope of the most askew line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 FINE = 160  # pixels of the longer side of a group when it is made into an image
+CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
+TRACE = 0.2  # of the strongest contrast: less is paper
+UNEVEN = 0.002  # share of a clear picture's paper that may differ more than that
+SOFT = 2.0  # times as many pixels of a clear picture may differ more than that as are surely ink
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
@@ -76,12 +83,14 @@ def find(picture: Image.Image) -> list[Found]:
         OSError: If the picture's file is damaged.
     """
     colours, scale = pictures.colours(picture)
-    contrast, spread = differences(colours)
-    small = max(contrast.shape) <= 2 * pictures.SIDE  # a digit may fill it, and there is no light to speak of
-    faint = contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2
-    if faint and not small:
-        raise NoInkError("there is no ink")
-    found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
+    found = [*_clear(colours)]
+    if not found:
+        contrast, spread = differences(colours)
+        small = max(contrast.shape) <= 2 * pictures.SIDE  # a digit may fill it, and there is no light to speak of
+        faint = contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2
+        if faint and not small:
+            raise NoInkError("there is no ink")
+        found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
@@ -177,6 +186,35 @@ def _whole(colours: Array) -> Iterator[Candidate]:
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     yield Candidate(pictures.place(ink), box, 255, WHOLE)
+
+
+def _clear(colours: Array) -> Iterator[Candidate]:
+    """The digit of a clear picture: its only group of ink, away from its edges, dark and sharp, on even paper."""
+    (top, left), cut = pictures.without_border(colours @ pictures.GREY)
+    try:
+        ink = pictures.ink(cut)
+    except NoInkError:
+        return
+    drawn = ink > pictures.INK[0]
+    near = ndimage.maximum_filter(drawn, 2 * max(1, max(ink.shape) // 100) + 1, mode="constant")
+    paper = np.abs(ink[~near])
+    rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
+    if (
+        np.ptp(cut) < CLEAR
+        or max(np.ptp(rows), np.ptp(columns)) < pictures.BOX
+        or rows[0] == 0
+        or columns[0] == 0
+        or rows[-1] == len(ink) - 1
+        or columns[-1] == len(ink[0]) - 1
+        or paper.max(initial=0) > pictures.INK[0]
+        or (paper > TRACE).sum() > UNEVEN * paper.size
+        or (ink > TRACE).sum() > SOFT * (ink > pictures.INK[1]).sum()
+        or ndimage.label(near, np.ones((3, 3)))[1] > 1
+    ):
+        return
+    box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
+    inside = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    yield Candidate(pictures.place(thicken(inside.clip(0, 1))), box, 255, 0)
 
 
 def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
