@@ -1,12 +1,12 @@
 """Find the digit in a picture: what differs from the paper near it, and of that the group most like a training image.
 
-A clear picture, with one group of ink on plain paper, needs no search: that is the digit. `page.html` reads these alone,
-by the same steps in JavaScript; change both together.
+A clear picture, with one group of ink on plain paper, needs no search: that is the digit. `page.html` reads these
+alone, by the same steps in JavaScript; change both together.
 
-In others, geometry only proposes: at a few levels of contrast and with a few gaps between strokes, each group of ink becomes an
-image in MNIST's form. A table, a shadow's edge, a box or a stain may be among them. The image nearest to a training
-image is the digit. `scipy.ndimage` does the local filters, distances and connected components: it has all of them, and
-starts in a sixth of the time that torch takes.
+In others, geometry only proposes: at a few levels of contrast and with a few gaps between strokes, each group of ink
+becomes an image in MNIST's form. A table, a shadow's edge, a box or a stain may be among them. The image nearest to a
+training image is the digit. `scipy.ndimage` does the local filters, distances and connected components: it has all of
+them, and starts in a sixth of the time that torch takes.
 """
 
 from collections.abc import Iterator
@@ -36,9 +36,9 @@ STEEP = 0.2  # slope of the most askew line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 FINE = 160  # pixels of the longer side of a group when it is made into an image
 CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
+SHORT = 15  # pixels: a clear digit is longer
 TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # share of a clear picture's paper that may differ more than that
-SOFT = 2.0  # times as many pixels of a clear picture may differ more than that as are surely ink
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
@@ -189,27 +189,31 @@ def _whole(colours: Array) -> Iterator[Candidate]:
 
 
 def _clear(colours: Array) -> Iterator[Candidate]:
-    """The digit of a clear picture: its only group of ink, away from its edges, dark and sharp, on even paper."""
+    """The digit of a clear picture: its only group of ink, away from its edges, dark enough, on even paper.
+
+    Strokes that nearly touch are one group. Just beside them the paper may be darker, as it is in blurred pictures.
+    """
     (top, left), cut = pictures.without_border(colours @ pictures.GREY)
     try:
         ink = pictures.ink(cut)
     except NoInkError:
         return
     drawn = ink > pictures.INK[0]
-    near = ndimage.maximum_filter(drawn, 2 * max(1, max(ink.shape) // 100) + 1, mode="constant")
+    joined, near = (
+        ndimage.maximum_filter(drawn, 2 * max(1, max(ink.shape) // share) + 1, mode="constant") for share in (100, 25)
+    )
     paper = np.abs(ink[~near])
     rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
     if (
         np.ptp(cut) < CLEAR
-        or max(np.ptp(rows), np.ptp(columns)) < pictures.BOX
+        or max(np.ptp(rows), np.ptp(columns)) < SHORT
         or rows[0] == 0
         or columns[0] == 0
         or rows[-1] == len(ink) - 1
         or columns[-1] == len(ink[0]) - 1
         or paper.max(initial=0) > pictures.INK[0]
         or (paper > TRACE).sum() > UNEVEN * paper.size
-        or (ink > TRACE).sum() > SOFT * (ink > pictures.INK[1]).sum()
-        or ndimage.label(near, np.ones((3, 3)))[1] > 1
+        or ndimage.label(joined, np.ones((3, 3)))[1] > 1
     ):
         return
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
