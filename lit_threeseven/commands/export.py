@@ -44,7 +44,7 @@ def export(
     data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
     data.setup("test")
     training, _ = dataset.load(data.root, model.digits, train=True)
-    return path, formats.export(model, path, to, *data.test.tensors, training), len(data.test)
+    return path, formats.export(model, path, to, *data.test.tensors, training=training), len(data.test)
 
 
 def show(result: tuple[Path, float, int]) -> None:
