@@ -43,8 +43,9 @@ def export(
     model = load(source)
     data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
     data.setup("test")
+    images, labels = data.test.tensors
     training, _ = dataset.load(data.root, model.digits, train=True)
-    return path, formats.export(model, path, to, *data.test.tensors, training=training), len(data.test)
+    return path, formats.export(model, path, to, images, labels, training), len(images)
 
 
 def show(result: tuple[Path, float, int]) -> None:
