@@ -13,8 +13,8 @@ def export(
     """Write a trained network for other programs.
 
     onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
-    1), for any N. safetensors is a folder to share, with a model card, for from_pretrained. html is a page to draw on.
-    What is written is loaded back first, and compared with the network on the test images. It needs: pip install
+    1), for any N. safetensors is a folder to share, with a model card, for from_pretrained. html is a page to draw on,
+    or to open pictures in. What is written is loaded back first, and compared with the network on the test images. It needs: pip install
     'lit_threeseven[export]'
 
     Args:
@@ -31,7 +31,7 @@ def export(
         ImportError: If a package for this format is not installed.
         OSError: If the file can't be written.
     """
-    from lit_threeseven import runs
+    from lit_threeseven import dataset, runs
     from lit_threeseven.datamodule import ThreeSevenDataModule
     from lit_threeseven.errors import UserError
     from lit_threeseven.networks import load
@@ -44,7 +44,9 @@ def export(
     model = load(source)
     data = ThreeSevenDataModule("torchvision" if data_dir else "bundled", data_dir, model.digits)
     data.setup("test")
-    return path, formats.export(model, path, to, *data.test.tensors), len(data.test)
+    images, labels = data.test.tensors
+    training, _ = dataset.load(data.root, model.digits, train=True)
+    return path, formats.export(model, path, to, images, labels, training), len(images)
 
 
 def show(result: tuple[Path, float, int]) -> None:

@@ -15,19 +15,22 @@ from torch import Tensor
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import THRESHOLD
 from lit_threeseven.module import PIXELS, LitThreeSeven
-from lit_threeseven.use import pictures
+from lit_threeseven.use import find, pictures
 from lit_threeseven.weights import write_whole
 
 TOLERANCE = 1e-6  # of a probability
 LARGEST_PAGE = 300_000  # bytes
 PEN = 27  # radius of the page's pen, of 560 pixels in both directions
 EXAMPLES = 12
+CENTRES = 250  # means of training images that the page compares a drawing with
+PATCH, STEP = 4, 3  # pixels: these are compared by the means of overlapping squares, so a shift matters less
+REMARKED = 0.005  # share of the test images that the page takes for unlike the training images
 
 # What a format makes of pixels, (N, 784) float32, 0 to 1, when it is loaded back: probabilities, (N, 1).
 Program = Callable[[Tensor], Tensor]
 
 
-def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: Tensor) -> float:
+def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: Tensor, training: Tensor) -> float:
     """Write a network to a file in one of `FORMATS`, once it has been loaded back and compared.
 
     "onnx" and "torch-export" take ``pixels``, ``(N, 784)`` float32, 0 to 1, for any N, and give ``probability``,
@@ -39,6 +42,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
         form: One of `FORMATS`.
         images: Test images, ``(N, 28, 28)`` uint8, to compare with.
         labels: Their labels, ``(N, 1)``; the page's examples are some of both digits.
+        training: Training images, ``(M, 28, 28)`` uint8; the page remarks on what is unlike them.
 
     Returns:
         The largest difference of a probability between file and network.
@@ -51,7 +55,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
     x = images.flatten(1).float() / 255
     with tempfile.TemporaryDirectory() as folder:
         unchecked = Path(folder, path.name)
-        program = FORMATS[form](model, unchecked, images, labels)
+        program = FORMATS[form](model, unchecked, images, labels, training)
         with torch.no_grad():
             differences = [(program(part) - model(part)).abs().max().item() for part in (x, x[:1])]
         worst = max(differences)
@@ -62,7 +66,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
     return worst
 
 
-def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
+def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
     """Write what `from_pretrained` reads, here and with Hugging Face's; gives what it makes of it."""
     with torch.no_grad():
         right = ((model(images) >= THRESHOLD) == labels.bool()).double().mean().item()
@@ -71,7 +75,7 @@ def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Ten
     return type(model).from_pretrained(path)
 
 
-def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
+def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
     """Write ONNX; gives what onnxruntime makes of it."""
     import onnxruntime
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -92,7 +96,7 @@ def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) ->
     return lambda x: torch.from_numpy(session.run(None, {"pixels": x.numpy()})[0])
 
 
-def to_torch_export(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
+def to_torch_export(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
     """Write what `torch.export.load` reads; gives what it makes of it."""
     dynamic = {"x": {0: torch.export.Dim("N")}}
     program = torch.export.export(_Pure(model).eval(), (torch.zeros(2, PIXELS),), dynamic_shapes=dynamic)
@@ -102,11 +106,11 @@ def to_torch_export(model: LitThreeSeven, path: Path, images: Tensor, labels: Te
     return torch.export.load(path).module()
 
 
-def to_html(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor) -> Program:
+def to_html(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
     """Write the page; gives what the engine of Chromium makes of its script."""
     from py_mini_racer import MiniRacer
 
-    path.write_text(page(model, images, labels), "utf-8")
+    path.write_text(page(model, images, labels, training), "utf-8")
     (script,) = re.findall(r'<script id="network">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
     engine = MiniRacer()
     engine.eval(ATOB + script)
@@ -129,15 +133,16 @@ const atob = (text) => {
 """
 
 
-def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
-    """A page of HTML to draw a digit on, which needs neither a network connection nor anything else.
+def page(model: LitThreeSeven, images: Tensor, labels: Tensor, training: Tensor) -> str:
+    """A page of HTML to draw a digit on, or to open a picture of one, without a network connection or anything else.
 
-    Its normalisation is `pictures.place`.
+    Drawings are normalised by `pictures.place`. Of pictures it reads those that `find` calls clear, by the same steps.
 
     Args:
         model: A network in evaluation mode.
         images: ``(N, 28, 28)`` uint8, 0 to 255; the first few of each digit become examples.
         labels: ``(N, 1)``, 1 for the first digit.
+        training: ``(M, 28, 28)`` uint8, 0 to 255, see `likeness`.
 
     Raises:
         UserError: If it would be larger than 300 KB, as with wide hidden layers.
@@ -145,6 +150,7 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
     parameters = [parameter.detach().cpu().numpy() for parameter in model.parameters()]
     chosen = torch.cat([(labels.flatten() == label).nonzero()[: EXAMPLES // 2, 0] for label in (1, 0)]).sort().values
     low, high = pictures.INK
+    centres, limit = likeness(training, images)
     given = {
         "digits": model.digits,
         "threshold": THRESHOLD,
@@ -157,6 +163,9 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
         ],
         "form": {"side": pictures.SIDE, "box": pictures.BOX, "centre": pictures.CENTRE}
         | {"low": low, "high": high, "outside": pictures.OUTSIDE},
+        "pictures": {"large": pictures.LARGE, "grey": pictures.GREY.tolist(), "least": pictures.LEAST_CONTRAST}
+        | {"clear": find.CLEAR, "trace": find.TRACE, "short": find.SHORT, "uneven": find.UNEVEN, "pen": find.PEN},
+        "likeness": {"centres": _base64(centres.numpy()), "limit": limit, "patch": PATCH, "step": STEP},
         "pen": PEN,
     }
     text = Path(__file__).with_name("page.html").read_text("utf-8").replace("/*given*/null", json.dumps(given))
@@ -167,6 +176,36 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor) -> str:
             "with narrower hidden layers, such as --model.hidden_sizes '[40]'."
         )
     return text
+
+
+def likeness(training: Tensor, images: Tensor) -> tuple[Tensor, float]:
+    """What a page needs to tell whether a drawing is like the training images: far less than all of these.
+
+    Images are compared by the cosine between the means of their patches of 4×4 pixels, one every three pixels. The
+    training images are represented by 250 of their means, as k-means finds them.
+
+    Args:
+        training: ``(M, 28, 28)`` uint8.
+        images: Test images, ``(N, 28, 28)`` uint8.
+
+    Returns:
+        The means, ``(250, 81)`` uint8, each up to 255; fewer if there are fewer training images. Also one minus the
+        cosine with the nearest of them that one test image in two hundred exceeds.
+    """
+    x, tests = (_patches(part) for part in (training, images))
+    centres = x[torch.linspace(0, len(x) - 1, min(CENTRES, len(x))).long()]  # not by chance: a page can be made again
+    for _ in range(6):
+        sums = torch.zeros_like(centres).index_add(0, (x @ centres.t()).argmax(1), x)
+        centres = torch.where(sums.any(1, keepdim=True), torch.nn.functional.normalize(sums), centres)
+    centres = (255 * centres / centres.amax(1, keepdim=True)).round().byte()
+    cosine = (tests @ torch.nn.functional.normalize(centres.float()).t()).amax(1)
+    return centres, round((1 - cosine).quantile(1 - REMARKED).item(), 4)
+
+
+def _patches(images: Tensor) -> Tensor:
+    """The means of an image's patches, ``(N, 81)``, divided by their length as a vector."""
+    means = torch.nn.functional.avg_pool2d(images.unsqueeze(1).float(), PATCH, STEP).flatten(1)
+    return torch.nn.functional.normalize(means)
 
 
 class _Pure(torch.nn.Module):
