@@ -14,8 +14,8 @@ def export(
 
     onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
     1), for any N. safetensors is a folder to share, with a model card, for from_pretrained. html is a page to draw on,
-    or to open pictures in. What is written is loaded back first, and compared with the network on the test images. It needs: pip install
-    'lit_threeseven[export]'
+    or to open pictures in. What is written is loaded back first, and compared with the network on the test images. It
+    needs: pip install 'lit_threeseven[export]'
 
     Args:
         checkpoint: A checkpoint's file; best or last of the newest run; or pretrained, for the single layer that ships.
