@@ -48,6 +48,7 @@ MARK = 0.32  # cosine distance from the training images, and doubt, below which 
 EDGE, FADED, CUT, SMALL, BLOT, WHOLE = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
+HAZE = 0.06  # share of an image's pixels with faint ink that no test image has
 ROUGH = 0.25  # of the strongest contrast: where half of the picture differs more from the paper, there is no paper
 UNLIKE = 0.283  # cosine distance that one test image in two hundred exceeds
 
@@ -198,7 +199,9 @@ def _whole(colours: Array) -> Iterator[Candidate]:
         return
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    yield Candidate(pictures.place(ink), box, 255, int((ink > 0.55).sum()), WHOLE)
+    image = pictures.place(ink)
+    haze = ((image > 0.02) & (image < 0.2)).mean()  # a shadow that counts as faint ink
+    yield Candidate(image, box, 255, int((ink > 0.55).sum()), WHOLE + 2 * max(0, haze - HAZE))
 
 
 def _clear(colours: Array) -> Iterator[Candidate]:
