@@ -103,13 +103,13 @@ def program(tmp_path):
 def test_ray_train_ends_at_the_published_digest_although_a_worker_is_killed(program):
     run = program(command("ray_train.py"))
     saved = set()  # the second checkpoint is only begun when Ray knows of the first
-    run.wait_until(lambda: saved.update(run.folder.glob("ray/threeseven/checkpoint_*")) or len(saved) > 2)
+    run.wait_until(lambda: saved.update(run.folder.glob("logs/ray/threeseven/checkpoint_*")) or len(saved) > 2)
     worker = next(process for process in run.processes() if "RayTrainWorker" in " ".join(process.cmdline()))
     worker.send_signal(signal.SIGKILL)
     output = run.finish()
     assert int(re.search(r"^resumed after (\d+) epochs", output, re.MULTILINE)[1]) in range(100, 2000, 100)
     assert output.endswith(f"digest {PUBLISHED}\n")
-    assert {name.split("/")[0] for name in run.files()} == {"ray"}
+    assert all(name.startswith("logs/ray/threeseven/") for name in run.files())
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_accelerate_sees_every_row_once_in_each_epoch_and_in_evaluation(program)
     run = program(command("accelerate_loop.py"))
     output = run.finish()
     assert int(re.search(r"^([\d,]+) of 2,038 test images right$", output, re.MULTILINE)[1].replace(",", "")) > 1980
-    assert run.files() == {"rows/0.csv", "rows/1.csv"}
+    assert run.files() == {"logs/rows/0.csv", "logs/rows/1.csv"}
     shares = [(run.folder / name).read_text().splitlines()[1:] for name in sorted(run.files())]
     assert abs(len(shares[0]) - len(shares[1])) <= 4  # one row at the end of each pass
     expected = {f"{epoch},{row}" for epoch in range(2) for row in range(11157)} | {f"test,{i}" for i in range(2038)}
@@ -174,11 +174,11 @@ def test_hydra_builds_what_the_command_line_says_in_its_own_folder(program):
     run = program(command("hydra/train.py"))
     assert run.finish().endswith(f"digest {fitted(0.5, 200).digest()}\n")
     files = run.files()
-    assert {name.split("/")[0] for name in files} == {"run"}
-    assert {"run/best.ckpt", "run/train.log", "run/.hydra/config.yaml"} <= files
+    assert all(name.startswith("logs/hydra/") for name in files)
+    assert {f"logs/hydra/{name}" for name in ("best.ckpt", "train.log", ".hydra/config.yaml")} <= files
     assert any("/events.out.tfevents." in name for name in files)
     assert not any(name.endswith("metrics.csv") for name in files)
-    assert "- model.lr=0.5\n" in (run.folder / "run/.hydra/overrides.yaml").read_text()
+    assert "- model.lr=0.5\n" in (run.folder / "logs/hydra/.hydra/overrides.yaml").read_text()
 
 
 def post(port: int, content: object) -> tuple[int, dict[str, object]]:

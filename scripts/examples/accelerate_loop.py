@@ -1,7 +1,7 @@
 """A hand-written loop with Hugging Face Accelerate and this package's loader: each process takes its share of a batch.
 
 pip install accelerate
-torchrun --nproc-per-node 2 scripts/examples/accelerate_loop.py --rows rows
+torchrun --nproc-per-node 2 scripts/examples/accelerate_loop.py --rows logs/rows
 
 With python in place of torchrun it is one process; on CPUs accelerate launch starts no more.
 """

@@ -1,7 +1,7 @@
 """Ray Train: the main recipe on two workers, which ends at the published bits, also if a worker is killed meanwhile.
 
 pip install 'ray[train]'
-python scripts/examples/ray_train.py --out ray
+python scripts/examples/ray_train.py --out logs/ray
 
 Ray keeps a checkpoint for each 100 epochs in --out, and resumes from the last one. Its own logs are in /tmp/ray.
 """
@@ -67,7 +67,7 @@ def train() -> int:
 def main() -> None:
     """Train, and say what the best weights are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("ray"), help="folder to write (default: ray)")
+    parser.add_argument("--out", type=Path, default=Path("logs/ray"), help="folder to write (default: logs/ray)")
     args = parser.parse_args()
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     run = RunConfig(

@@ -1,9 +1,9 @@
 """Hydra: network, data, Trainer, logger and callbacks are built as config.yaml and its groups say; any may be replaced.
 
 pip install hydra-core
-python scripts/examples/hydra/train.py model.lr=0.5 logger=tensorboard trainer.max_epochs=200
+python scripts/examples/hydra/train.py model.lr=0.5 logger=tensorboard trainer.max_epochs=200 hydra.run.dir=logs/hydra
 
-A run's settings, curves and checkpoints are in outputs/DATE/TIME, or where hydra.run.dir=FOLDER says.
+A run's settings, curves and checkpoints are in Hydra's folder: outputs/DATE/TIME if hydra.run.dir isn't given.
 """
 
 import lightning as L
