@@ -44,8 +44,9 @@ MARK = 0.32  # cosine distance from the training images, and doubt, below which 
 
 # What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
 # paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that
-# it is a blot, and, of all ink at once, that nothing was left out.
-EDGE, FADED, CUT, SMALL, BLOT, WHOLE = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03
+# it is a blot, that there is a frame around it, that it is a line, and, of all ink at once, that nothing was left out.
+EDGE, FADED, CUT, SMALL, BLOT, WHOLE, FRAMED, LINED = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03, 0.3, 0.2
+NARROW = 0.15  # of its length: what is narrower is a line
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
 HAZE = 0.06  # share of an image's pixels with faint ink that no test image has
@@ -200,8 +201,9 @@ def _whole(colours: Array) -> Iterator[Candidate]:
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     image = pictures.place(ink)
+    doubt = WHOLE + FRAMED * framed(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0.55)
     haze = ((image > 0.02) & (image < 0.2)).mean()  # a shadow that counts as faint ink
-    yield Candidate(image, box, 255, int((ink > 0.55).sum()), WHOLE + 2 * max(0, haze - HAZE))
+    yield Candidate(image, box, 255, int((ink > 0.55).sum()), doubt + 2 * max(0, haze - HAZE))
 
 
 def _clear(colours: Array) -> Iterator[Candidate]:
@@ -230,11 +232,19 @@ def _clear(colours: Array) -> Iterator[Candidate]:
         or paper.max(initial=0) > pictures.INK[0]
         or (paper > TRACE).sum() > UNEVEN * paper.size
         or ndimage.label(joined, np.ones((3, 3)))[1] > 1
+        or framed(drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     ):
         return
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     inside = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     yield Candidate(pictures.place(thicken(inside.clip(0, 1))), box, 255, int(drawn.sum()), 0)
+
+
+def framed(drawn: NDArray[np.bool_]) -> bool:
+    """Whether ink that touches the edges of its box goes along all four of them, as a printed box does."""
+    down, across = (max(1, round(0.1 * side)) for side in drawn.shape)
+    sides = drawn[:down].any(0), drawn[-down:].any(0), drawn[:, :across].any(1), drawn[:, -across:].any(1)
+    return bool(min(side.mean() for side in sides) > 0.9)
 
 
 def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
@@ -267,6 +277,8 @@ def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
                 seen.add((box, sizes[k]))
                 strong = np.median(contrast[rows, columns][ink])
                 doubt = EDGE * (spread[rows, columns][ink] > strong / 2).mean() + FADED * (1 - min(1, strong / peak))
+                doubt += FRAMED * framed(ink[down[0] : down[-1] + 1, across[0] : across[-1] + 1])
+                doubt += LINED * (min(len(down), len(across)) < NARROW * max(len(down), len(across)))
                 doubt += SMALL * (1 - _length(box) / max(height, width))
                 doubt += CUT * (box[0] == 0 or box[1] == 0 or box[2] == width or box[3] == height)
                 yield Candidate(
