@@ -32,10 +32,9 @@ def check(table: dict, count: int, least: float) -> None:
     assert (silent.sum(0) <= 0.01 * count * len(table)).all(), silent.sum(0)  # of all pictures
 
 
-def test_a_few_pictures_of_each_kind_are_read(models):
+def test_a_picture_of_each_kind_is_read(models):
     assert len(drawn.KINDS) >= 40
-    table = {name: drawn.measure(name, 2, 1000, models) for name in drawn.KINDS if name != "of 4000 pixels"}
-    check(table, 2, 0.5)
+    check({name: drawn.measure(name, 1, 1000, models) for name in drawn.KINDS}, 1, 0)
 
 
 @pytest.mark.slow
