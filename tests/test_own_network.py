@@ -67,6 +67,13 @@ class Silent(Tanh):
     def training_step(self, batch, batch_idx):
         x, y = batch
         return nn.functional.binary_cross_entropy_with_logits(self(x), y)
+
+
+class Plainest(Tanh):
+    """Takes no arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
 '''
 MODEL = ("--model", "strangers.Tanh", "--model.width", "4")
 
@@ -134,6 +141,23 @@ def test_recognize_takes_no_network_whose_answers_may_be_no_probabilities(own):
     code, output, error = own("recognize", PICTURE, "--model", "strangers.Tanh", "--run", "r")
     assert (code, output) == (1, "")
     assert "strangers.Tanh is no subclass of LitThreeSeven" in error
+
+
+def test_one_without_arguments_is_trained_resumed_and_tested(own):
+    options = ("--model", "strangers.Plainest", "--run", "r")
+    for command in ((), ("fit",), ("test",)):
+        code, table, errors = own(*command, *options, "--trainer.max_epochs", str(5 + 3 * len(command)))
+        assert (code, errors) == (0, "")
+    assert "Test accuracy" in table
+
+
+def test_an_argument_that_a_class_no_longer_takes_is_left_out(own):
+    own("fit", *MODEL, "--run", "r", "--trainer.max_epochs", "2")
+    path = own.folder / "logs/r/checkpoints/best.ckpt"
+    checkpoint = weights.read(path)
+    checkpoint["hyper_parameters"]["gone"] = 5
+    torch.save(checkpoint, path)
+    assert own("test", *MODEL, "--run", "r")[0] == 0
 
 
 def test_its_own_options_are_listed(own):

@@ -140,11 +140,12 @@ def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
     kind: Any = locate(chosen.class_path)  # the parser has imported it
     if issubclass(kind, LitThreeSeven):  # `compare` is for these
         return
-    for name, kept in checkpoint.get("hyper_parameters", {}).items():
-        given, usual = (
-            listed(value) for value in (chosen.init_args.get(name), signature(kind).parameters[name].default)
-        )
-        if given == kept or "class_path" in repr(kept):
+    arguments = checkpoint.get("hyper_parameters", {})
+    for name, parameter in signature(kind).parameters.items():
+        if name not in arguments or "class_path" in repr(arguments[name]):
+            continue
+        given, usual, kept = map(listed, (chosen.init_args.get(name), parameter.default, arguments[name]))
+        if given == kept:
             continue
         if given != usual:
             raise UserError(f"The checkpoint has model.{name} {kept}, not {given}; drop that option.")
@@ -173,7 +174,8 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
 def recipe(options: Namespace, model: LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
     """What decides where training ends: a run can't be resumed with anything else."""
     settings = {name: options[name] for name in DECIDING}
-    given = {name: plain(value) for name, value in options.model.init_args.as_dict().items()} | dict(model.hparams)
+    given = {name: plain(value) for name, value in options.model.get("init_args", Namespace()).as_dict().items()}
+    given |= dict(model.hparams)
     settings |= {f"model.{name}": value for name, value in given.items() if name[0] != "_"}
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())

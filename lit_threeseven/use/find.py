@@ -242,7 +242,7 @@ def _clear(colours: Array) -> Iterator[Candidate]:
 
 def framed(drawn: NDArray[np.bool_]) -> bool:
     """Whether ink that touches the edges of its box goes along all four of them, as a printed box does."""
-    down, across = (max(1, round(0.1 * side)) for side in drawn.shape)
+    down, across = (max(1, int(0.1 * side + 0.5)) for side in drawn.shape)  # a half goes up, as in the page
     sides = drawn[:down].any(0), drawn[-down:].any(0), drawn[:, :across].any(1), drawn[:, -across:].any(1)
     return bool(min(side.mean() for side in sides) > 0.9)
 
