@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from processes import curves
 
 from lit_threeseven import weights
 
+ROOT = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).with_name("lit-threeseven")
 PICTURES = {"train examples", "W picture", "val hardest", "test roc", "test confusion_matrix"}
 METRICS = {"train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "test/auroc"}
@@ -68,17 +70,19 @@ def test_a_logger_that_fails_in_mid_run_ends_neither_the_run_nor_its_checkpoints
     assert curves(cli.folder / "logs/failing")["Loss/train"] == curves(cli.folder / "logs/usual")["Loss/train"]
 
 
-def train(folder: Path, logger: str, *options: str) -> None:
+def train(folder: Path, *options: str) -> None:
     """Run the main job with a logger, without a network or an account."""
     environment = os.environ | {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    command = [PROGRAM, "--trainer.max_epochs", "20", "--trainer.logger", logger, *options]
+    command = [PROGRAM, "--trainer.max_epochs", "20", *options]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=180)
     assert "Loss/val" in curves(folder / "logs/version_0")
 
 
 @pytest.mark.slow
 def test_mlflow_gets_recipe_pictures_and_final_metrics_in_local_files(tmp_path):
-    train(tmp_path, "MLFlowLogger", "--trainer.logger.tracking_uri", "sqlite:///mlflow.db")
+    (line,) = re.findall(r"```yaml\n +(trainer: .*)\n", (ROOT / "lit_threeseven" / "README.md").read_text())
+    (tmp_path / "mlflow.yaml").write_text(line)
+    train(tmp_path, "--config", "mlflow.yaml")
     program = """
 import json, mlflow
 client = mlflow.MlflowClient("sqlite:///mlflow.db")
@@ -96,7 +100,8 @@ print(json.dumps([run.info.status, run.data.params, run.data.metrics]))
 
 @pytest.mark.slow
 def test_wandb_gets_recipe_pictures_and_final_metrics_offline(tmp_path):
-    train(tmp_path, "WandbLogger", "--trainer.logger.offline", "true")
+    (options,) = re.findall("`(--trainer.logger WandbLogger.*?)`", (ROOT / "README.md").read_text())
+    train(tmp_path, *options.split())
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = record.read_bytes()
     for text in ("recipe/optimizer", *METRICS):
