@@ -1,6 +1,9 @@
-"""What a user can fix."""
+"""What a user can fix, in a sentence; what nobody can act on, silenced."""
 
+import logging
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +28,23 @@ def needed(what: str, package: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError:
         sys.exit(f"This example needs {what}: pip install '{package}'")
+
+
+def silence_libraries() -> None:
+    """Silence what nobody at the terminal can act on, and print other warnings on one line each."""
+    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {' '.join(str(message).split())}\n"
+    # TensorBoard's writer: what stops it is raised in the main thread too
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "LeafSpec.*is deprecated",
+        ".*torch.jit.trace.* is deprecated",  # by which TensorBoard's writer traces the graph
+        "smaller than the logging interval",  # a full batch is one batch per epoch
+        "configure_optimizers` will be overridden",  # by --optimizer, as asked for
+        "callbacks used to create the checkpoint need to be provided",  # not to test or predict
+        "across ranks is zero",  # val_fraction=0
+        "was called before the ``update`` method",  # a process without a share
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}")

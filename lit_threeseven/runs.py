@@ -1,7 +1,12 @@
 """The folders of runs, ``logs/NAME``, and their checkpoints."""
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lit_threeseven.errors import UserError
 from lit_threeseven.weights import PRETRAINED
@@ -45,3 +50,33 @@ def folder(logs: Path, run: str) -> Path:
     if not re.fullmatch(r"\w[\w.+=@-]*", run):
         raise UserError(f"--run takes the name of a folder in {logs.resolve()}, such as first-try, got {run!r}.")
     return logs / run
+
+
+@contextmanager
+def working_in(run: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; if the work fails before it saves a checkpoint, undo it."""
+    created = [folder for folder in (run, *run.parents) if not folder.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    there, settings = set(run.iterdir()), {path: path.read_bytes() for path in run.glob("*.yaml")}
+    saved = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}
+    lock = FileLock(run / ".lock")  # the system releases it when this process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"Another process is training in {run}; wait for it, or choose another --run.") from error
+    for path in run.glob("checkpoints/.*.unfinished"):  # a process was killed while it wrote it
+        path.unlink()
+    try:
+        yield
+    except BaseException:
+        if saved == {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}:
+            for path in set(run.iterdir()) - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path, content in settings.items():
+                path.write_bytes(content)
+            for folder in created:
+                with suppress(OSError):  # not empty: another run is there
+                    folder.rmdir()
+        raise
+    finally:
+        lock.release()

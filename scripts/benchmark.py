@@ -33,12 +33,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, whole
+from lit_threeseven.errors import silence_libraries
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
-from lit_threeseven.run.options import RECIPES, silence_libraries
+from lit_threeseven.run.options import RECIPES
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256

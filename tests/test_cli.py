@@ -14,11 +14,11 @@ import pytest
 import torch
 from processes import curves, weights
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes
 from lit_threeseven.commands import COMMANDS
 from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
-from lit_threeseven.run import launch, options
+from lit_threeseven.run import options
 from lit_threeseven.signals import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -273,6 +273,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--trainer.devices", "0"], "devices='0'.* is not a valid input"),
         (["--trainer.devices", "abc", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
         (["--trainer.devices", "null", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
+        (["--trainer.max_epochs", "many"], "--trainer.max_epochs must be a whole number or null, got many"),
         (["--trainer.max_epochs", "0"], "--trainer.max_epochs 0 leaves nothing to do"),
         (["--trainer.limit_test_batches", "0"], "--trainer.limit_test_batches 0 leaves nothing to do"),
         (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval 0 leaves nothing to do"),
@@ -671,9 +672,9 @@ def test_one_thread_is_used_where_two_are_hardly_faster(monkeypatch, seconds, ex
     monkeypatch.setattr("timeit.repeat", lambda step, **_: [step() is None or seconds[threads[-1]]])
     data = ThreeSevenDataModule()
     data.setup("fit")
-    launch.choose_threads(LitThreeSeven(), data)
+    processes.choose_threads(LitThreeSeven(), data)
     assert threads[-1] == expected
-    launch.choose_threads(LitThreeSevenMLP(hidden_sizes=[3]), data)  # whose bits depend on it
+    processes.choose_threads(LitThreeSevenMLP(hidden_sizes=[3]), data)  # whose bits depend on it
     assert threads[-1] == expected
 
 

@@ -21,9 +21,9 @@ from matplotlib.image import imread
 from PIL import Image, ImageDraw
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven.checkpoints import WholeCheckpointIO
 from lit_threeseven.commands import recognize
 from lit_threeseven.networks import LitThreeSevenMLP, load
-from lit_threeseven.run import WholeCheckpointIO
 from lit_threeseven.use import explain
 from lit_threeseven.use.files import find, read
 from lit_threeseven.use.find import BLOTTED, UNLIKE, nearest

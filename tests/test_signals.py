@@ -15,7 +15,7 @@ import torch
 from processes import RECIPES, TRAIN, Job, assert_bit_identical, last, said
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.run import LastCheckpoint
+from lit_threeseven.checkpoints import LastCheckpoint
 
 
 @pytest.mark.parametrize(

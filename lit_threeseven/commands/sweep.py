@@ -53,12 +53,11 @@ def sweep(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from lit_threeseven.checkpoints import WholeCheckpointIO
     from lit_threeseven.datamodule import ThreeSevenDataModule
-    from lit_threeseven.errors import UserError
+    from lit_threeseven.errors import UserError, silence_libraries
     from lit_threeseven.networks import LitThreeSevenMany
     from lit_threeseven.networks.many import check_memory
-    from lit_threeseven.run.checkpoints import WholeCheckpointIO
-    from lit_threeseven.run.options import silence_libraries
     from lit_threeseven.watch import FitProgressBar
 
     silence_libraries()

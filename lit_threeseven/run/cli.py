@@ -9,21 +9,19 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import distributed
 from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, __version__, runs
-from lit_threeseven.errors import UserError
-from lit_threeseven.networks import load
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, __version__, checkpoints, processes, runs
+from lit_threeseven.errors import UserError, silence_libraries
 from lit_threeseven.resumable import digest
-from lit_threeseven.run import checkpoints, launch, options
+from lit_threeseven.run import options, recipe
 from lit_threeseven.signals import Stopped, count, local_rank
+from lit_threeseven.use.predictions import PredictionsFile
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 from lit_threeseven.watch.loggers import forgive
-from lit_threeseven.weights import PRETRAINED, write_whole
+from lit_threeseven.weights import PRETRAINED
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -57,7 +55,7 @@ class ThreeSevenCLI(LightningCLI):
                 args=options.with_model(self.command_line),
             )
         except BaseException as error:
-            launch.kill_started(self.trainer)
+            processes.kill_started(self.trainer)
             sentence = options.sentence(error, self.command_line, getattr(self.trainer, "world_size", 1))
             if sentence is None or sys.flags.dev_mode:
                 raise
@@ -87,7 +85,7 @@ class ThreeSevenCLI(LightningCLI):
         subcommand, chosen = self.config.subcommand, self.config[self.config.subcommand]
         work = [{"fit": "train", "validate": "val"}.get(subcommand, subcommand), *(["test"] if self.main_job else [])]
         options.settle(chosen, work)
-        launch.take_devices(chosen.trainer)
+        processes.take_devices(chosen.trainer)
         self.logs = Path(chosen.trainer.default_root_dir or ".", "logs").resolve()
         if subcommand != "fit":
             if not (chosen.run or chosen.ckpt_path):
@@ -105,19 +103,15 @@ class ThreeSevenCLI(LightningCLI):
             self.run = folder if folder.parent == self.logs else None
         chosen.ckpt_path = None  # Lightning would take the model's arguments from there
         if self.ckpt_path:
-            self.checkpoint = checkpoints.read(self.ckpt_path, subcommand == "fit")
+            self.checkpoint = recipe.read(self.ckpt_path, subcommand == "fit")
         if subcommand != "fit":
             options.adopt(chosen.model, self.checkpoint)
 
     @override
     def instantiate_classes(self) -> None:
-        """Build everything; outside fit, one of this package's networks is the checkpoint's."""
+        """Build everything."""
         with options.from_the_command_line(self.command_line):
             super().instantiate_classes()
-        if self.subcommand != "fit" and isinstance(self.model, LitThreeSeven):
-            asked = self.model
-            self.model = load(self.ckpt_path, type(asked))
-            options.compare(asked, self.model)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -148,13 +142,13 @@ class ThreeSevenCLI(LightningCLI):
             timed = "val_check_interval" in kwargs
             self.last = checkpoints.LastCheckpoint(None if timed else kwargs["check_val_every_n_epoch"] or 1, folder)
             settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
-            notes = checkpoints.Notes(self.recipe, settings["fit"]["model"].get("init_args", {}))
+            notes = recipe.Notes(self.recipe, settings["fit"]["model"].get("init_args", {}))
             callbacks += [self.last, self.best, notes]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
-        launch.meet(launch.join_torchrun, launch.GRACE)
-        with launch.patient_ddp():
+        processes.meet(processes.join_torchrun, processes.GRACE)
+        with processes.patient_ddp():
             return super().instantiate_trainer(**kwargs)
 
     @staticmethod
@@ -180,15 +174,15 @@ class ThreeSevenCLI(LightningCLI):
             if not local_rank():  # the other processes wait for this one's download
                 data.setup()
             options.try_out(self.config.fit, self.model, self.trainer, self.command_line)
-            wanted |= options.recipe(self.config.fit, self.model, data)
+            wanted |= recipe.recipe(self.config.fit, self.model, data)
             self.recipe.update(wanted)
         elif self.subcommand == "validate":
             if not data.val_fraction:
                 raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
             wanted |= {f"data.{name}": data.hparams[name] for name in ("val_fraction", "seed")}
         if self.checkpoint:
-            checkpoints.check(self.ckpt_path, self.checkpoint, self.model, wanted)
-        launch.hold_signals(self.trainer)
+            recipe.check(self.ckpt_path, self.checkpoint, self.model, wanted)
+        processes.hold_signals(self.trainer)
 
     def fit(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
@@ -199,9 +193,9 @@ class ThreeSevenCLI(LightningCLI):
             used = str(best) if best.is_file() else self.ckpt_path
             return self.report(rows | (self.checkpoint.get("tested") or self.tested(used) if self.main_job else {}))
         if self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cpu":
-            launch.choose_threads(model, datamodule)
+            processes.choose_threads(model, datamodule)
         before = time.perf_counter()
-        with checkpoints.working_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext():
+        with runs.working_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext():
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)
             self.fit_seconds = time.perf_counter() - before
             self.finish(limits)
@@ -228,7 +222,7 @@ class ThreeSevenCLI(LightningCLI):
             rows["Images"] += f", {len(data.test):,} to test"
             end["Digest"] = digest(self.model)  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
-            finished = checkpoints.read(last, True) | {"finished": limits, "tested": tested}
+            finished = recipe.read(last, True) | {"finished": limits, "tested": tested}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
 
@@ -253,21 +247,17 @@ class ThreeSevenCLI(LightningCLI):
         """Write a network's answers for the test images to a CSV file."""
         if type(model).predict_step is LightningModule.predict_step:
             raise UserError(f"{type(model).__name__} needs a predict_step that takes a batch, x and y.")
-        batches: list[Any] = []
-        keep = LambdaCallback(on_predict_batch_end=lambda *args: batches.append(options.answers(args[2], args[3].rows)))
-        self.trainer.callbacks.append(keep)
+        path = Path(self.ckpt_path).with_suffix(".predictions.csv")
+        if path.parent == PRETRAINED:
+            path = Path(path.name)
+        answers = PredictionsFile(datamodule, None if self.trainer.fast_dev_run else path)
+        self.trainer.callbacks.append(answers)
         settings: dict[str, Any] = {"weights_only": True, "return_predictions": False}
         self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, **settings)
-        shares = [batches] * self.trainer.world_size
-        if len(shares) > 1:
-            distributed.all_gather_object(shares, batches)
-        content, right, images = options.predictions([batch for share in shares for batch in share], datamodule)
-        rows = {"Images": f"{images:,}" + ("" if right is None else f", {right:,} of them right")}
-        if not self.trainer.fast_dev_run:
-            path = Path(self.ckpt_path).with_suffix(".predictions.csv")
-            path = Path(path.name) if path.parent == PRETRAINED else path
-            if self.trainer.is_global_zero:
-                write_whole(path, content.encode())
+        rows = {"Images": f"{answers.images:,}"}
+        if answers.right is not None:
+            rows["Images"] += f", {answers.right:,} of them right"
+        if answers.path:
             rows["Predictions"] = os.path.relpath(path)
         self.report(rows)
 
@@ -281,7 +271,7 @@ class ThreeSevenCLI(LightningCLI):
 
 def main(args: list[str]) -> None:
     """Run the command line; a user's mistake ends it with a sentence and exit code 1."""
-    options.silence_libraries()
+    silence_libraries()
     try:
         ThreeSevenCLI(args)
     except Stopped as stopped:
@@ -294,5 +284,5 @@ def main(args: list[str]) -> None:
     except UserError as error:
         if sys.flags.dev_mode:
             raise
-        time.sleep(launch.GRACE if local_rank() else 0)  # the first process's sentence is enough
+        time.sleep(processes.GRACE if local_rank() else 0)  # the first process's sentence is enough
         sys.exit(f"lit-threeseven: error: {error}")

@@ -1,12 +1,9 @@
 """What the user gives and is told: options checked and filled in, mistakes as sentences, metrics as rows."""
 
 import errno
-import logging
 import os
 import re
-import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,20 +19,15 @@ from jsonargparse import ArgumentError, Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
-from torch import Tensor, distributed
+from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.resumable import full_name, plain
+from lit_threeseven.resumable import arguments, check_class, full_name, saved
 from lit_threeseven.weights import PRETRAINED
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-# Options that decide where training ends, besides those of model, optimizer and scheduler.
-DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
-DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
-DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
 
 PARSER_KEY = r'Parser key "(.+?)":'
 
@@ -116,40 +108,33 @@ def settle(options: Namespace, work: list[str]) -> None:
         raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
 
 
-def compare(asked: LitThreeSeven, kept: LitThreeSeven) -> None:
-    """Raise a UserError if the command line asks for a network, or for arguments, other than the checkpoint's."""
-    if type(asked) not in (LitThreeSeven, type(kept)):
-        raise UserError(f"The checkpoint holds {full_name(type(kept))}, not {full_name(type(asked))}; drop --model.")
-    for name, argument in signature(type(asked)).parameters.items():
-        value, usual, other = map(listed, (asked.hparams.get(name), argument.default, kept.hparams.get(name)))
-        if value not in (usual, other):
-            raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
-
-
 def listed(value: Any) -> Any:
     """A value as YAML gives it: a list in place of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Give a class of the user's own the arguments in a checkpoint, except where they name classes: none is imported.
+    """Give the network the arguments in a checkpoint, but for those that name classes: a checkpoint imports nothing.
+
+    The usual network stands for any of this package's own.
 
     Raises:
-        UserError: If the command line gives others.
+        UserError: If the command line gives other arguments, or names another network.
     """
-    kind: Any = locate(chosen.class_path)  # the parser has imported it
-    if issubclass(kind, LitThreeSeven):  # `compare` is for these
-        return
-    arguments = checkpoint.get("hyper_parameters", {})
-    for name, parameter in signature(kind).parameters.items():
-        if name not in arguments or "class_path" in repr(arguments[name]):
-            continue
-        given, usual, kept = map(listed, (chosen.init_args.get(name), parameter.default, arguments[name]))
-        if given == kept:
-            continue
-        if given != usual:
-            raise UserError(f"The checkpoint has model.{name} {kept}, not {given}; drop that option.")
-        chosen.init_args[name] = kept
+    asked: Any = locate(chosen.class_path)  # the parser has imported it
+    kind = next((kind for kind in NETWORKS if saved(kind, checkpoint)), asked) if asked is LitThreeSeven else asked
+    check_class(kind, checkpoint)
+    given = chosen.get("init_args", Namespace()).as_dict()
+    kept = arguments(kind, checkpoint.get("hyper_parameters", {}))
+    kept = {name: value for name, value in kept.items() if "class_path" not in repr(value)}
+    usual = {name: parameter.default for name, parameter in signature(asked).parameters.items()}
+    for name in given.keys() & kept.keys():
+        value, default, other = map(listed, (given[name], usual.get(name), kept[name]))
+        if value not in (default, other):
+            raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
+    if kind is not asked:
+        given = {}
+    chosen.class_path, chosen.init_args = full_name(kind), Namespace(given | kept)
 
 
 def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any]:
@@ -169,30 +154,6 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
         seconds = Timer(trainer.max_time).time_remaining() or 0
         return {"val_check_interval": {"seconds": seconds / CHECKS}, "check_val_every_n_epoch": 1}
     return {"check_val_every_n_epoch": max(1, -(-min(limits, default=100 * CHECKS) // CHECKS))}
-
-
-def recipe(options: Namespace, model: LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
-    """What decides where training ends: a run can't be resumed with anything else."""
-    settings = {name: options[name] for name in DECIDING}
-    given = {name: plain(value) for name, value in options.model.get("init_args", Namespace()).as_dict().items()}
-    given |= dict(model.hparams)
-    settings |= {f"model.{name}": value for name, value in given.items() if name[0] != "_"}
-    if "train" in vars(data):
-        settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
-    used: Any = options.get("optimizer")
-    if (
-        not used
-        and isinstance(model, LitThreeSeven)
-        and type(model).configure_optimizers is LitThreeSeven.configure_optimizers
-    ):
-        own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
-        used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
-    for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
-        if kind == "lr_scheduler" or chosen:
-            settings[kind] = chosen and chosen.class_path.split(".")[-1]
-        settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
-    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
-    return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
 
 
 @contextmanager
@@ -271,7 +232,7 @@ def parsers(message: str) -> str:
     if lacking:
         return f"{lacking[1]} needs {lacking[2]}, as in --{keys[0]}.{lacking[2].split(',')[0]} …"
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
+    expected = re.findall(r"Expected (?:an? (?!path)|(?=<))(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
     if keys[1:] or keys == ["model"]:  # null would do for the whole network only, and we don't want that
@@ -305,55 +266,3 @@ def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
         name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
         rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
     return rows
-
-
-def answers(batch: Any, rows: Tensor) -> dict[str, Tensor]:
-    """What a network's `predict_step` gave for some rows, as columns, ``(n,)`` each, and those rows.
-
-    Raises:
-        UserError: If it is neither a tensor nor a dictionary of tensors, with one row for each image.
-    """
-    given = batch if isinstance(batch, dict) else {"output": batch}
-    if not all(isinstance(value, Tensor) and value.ndim and len(value) == len(rows) for value in given.values()):
-        raise UserError("predict_step must give a tensor, or a dictionary of tensors, with one row for each image.")
-    columns = {"rows": rows}
-    for name, value in given.items():
-        parts = value.flatten(1).T if value.ndim > 1 else [value]
-        columns |= {f"{name} {k}" if len(parts) > 1 else name: part for k, part in enumerate(parts)}
-    return {name: column.cpu() for name, column in columns.items()}
-
-
-def predictions(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int | None, int]:
-    """Answers for test images as CSV, how many of them are right if they name a digit, and how many there are."""
-    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    order = columns["rows"].argsort()
-    columns = {name: column[order] for name, column in columns.items()}
-    rows, first = columns.pop("rows"), data.digits[0]
-    _, y = data.test[rows]  # limit_predict_batches may be given
-    truth = torch.where(y[:, 0] == 1, *data.digits)
-    names = {"probability": f"probability of {first}"}
-    lines = [",".join(["image", "truth", *(names.get(name, name) for name in columns)]) + "\n"]
-    for row in torch.stack([column.double() for column in (rows, truth, *columns.values())], dim=1).tolist():
-        lines.append(",".join(f"{value:.9g}" for value in row) + "\n")
-    right = int((columns["digit"] == truth).sum()) if "digit" in columns else None
-    return "".join(lines), right, len(truth)
-
-
-def silence_libraries() -> None:
-    """Silence what nobody at the terminal can act on, and print other warnings on one line each."""
-    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {' '.join(str(message).split())}\n"
-    # TensorBoard's writer: what stops it is raised in the main thread too
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "LeafSpec.*is deprecated",
-        ".*torch.jit.trace.* is deprecated",  # by which TensorBoard's writer traces the graph
-        "smaller than the logging interval",  # a full batch is one batch per epoch
-        "configure_optimizers` will be overridden",  # by --optimizer, as asked for
-        "callbacks used to create the checkpoint need to be provided",  # not to test or predict
-        "across ranks is zero",  # val_fraction=0
-        "was called before the ``update`` method",  # a process without a share
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")

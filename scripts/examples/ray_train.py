@@ -14,8 +14,8 @@ from pathlib import Path
 import lightning as L
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.checkpoints import WholeCheckpointIO
 from lit_threeseven.errors import needed
-from lit_threeseven.run import WholeCheckpointIO
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 with needed("Ray", "ray[train]"):

@@ -1,0 +1,102 @@
+"""The recipe of a run: what decides where training ends, and so must be the same when it resumes."""
+
+import zlib
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from typing_extensions import override
+
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, weights
+from lit_threeseven.errors import UserError
+from lit_threeseven.resumable import Resumable, check_weights, mend, note, plain
+
+# Options that decide where training ends, besides those of model, optimizer and scheduler.
+DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
+DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
+DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
+
+
+class Notes(L.Callback):
+    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
+
+    Args:
+        recipe: What `recipe` gives, once it is known.
+        given: The network's arguments, as in YAML.
+    """
+
+    def __init__(self, recipe: dict[str, Any], given: dict[str, Any]) -> None:
+        self.recipe, self.given = recipe, given
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
+        checkpoint["recipe"] = self.recipe
+        if not isinstance(pl_module, Resumable):
+            note(pl_module, checkpoint)
+            checkpoint["hyper_parameters"] = self.given
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume a stranger's network after the last batch trained."""
+        if not isinstance(pl_module, Resumable):
+            mend(checkpoint, trainer.max_steps)
+
+
+def read(path: str, resume: bool) -> dict[str, Any]:
+    """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
+    checkpoint = weights.read(path)  # `check` looks at the weights themselves
+    if resume and not weights.RESUMED.keys() <= checkpoint.keys():
+        raise UserError(f"{path} contains only weights; training can't resume from it.")
+    return checkpoint
+
+
+def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
+    """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
+    try:
+        check_weights(model, checkpoint)
+    except ValueError as error:
+        raise UserError(f"{path} can't be used: {error}") from error
+    for name, weight in checkpoint["state_dict"].items():
+        if weight.layout != torch.strided or not weight.is_floating_point() or not weight.isfinite().all():
+            raise UserError(f"{path} holds a {name} that is not a dense tensor of finite floats.")
+    made_with = {"optimizer": checkpoint.get("optimizer", wanted.get("optimizer"))}
+    for part, entry in (("model.", "hyper_parameters"), ("data.", "datamodule_hyper_parameters"), ("", "recipe")):
+        made_with |= {part + name: value for name, value in checkpoint.get(entry, {}).items()}
+    changing = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    unchanged = not any(made_with.get(f"optimizer.{name}") for name in changing)
+    if unchanged and (made_with["optimizer"], wanted.get("optimizer")) == ("SGD", "GradientDescent"):
+        # until release 0.1 the default was torch's SGD, whose update is the same but for rounding
+        made_with["optimizer"] = "GradientDescent"
+    differing = [
+        f"{name} {made_with[name]} instead of {value}"
+        for name, value in wanted.items()
+        if name in made_with and made_with[name] not in (value, tuple(value) if isinstance(value, list) else value)
+    ]
+    if differing:
+        raise UserError(f"{path} was made with {', '.join(differing)}; give the same settings, or another checkpoint.")
+
+
+def recipe(options: Namespace, model: L.LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
+    """What decides where training ends: a run can't be resumed with anything else."""
+    settings = {name: options[name] for name in DECIDING}
+    given = {name: plain(value) for name, value in options.model.get("init_args", Namespace()).as_dict().items()}
+    given |= dict(model.hparams)
+    settings |= {f"model.{name}": value for name, value in given.items() if name[0] != "_"}
+    if "train" in vars(data):
+        settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
+    used: Any = options.get("optimizer")
+    if (
+        not used
+        and isinstance(model, LitThreeSeven)
+        and type(model).configure_optimizers is LitThreeSeven.configure_optimizers
+    ):
+        own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
+        used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
+    for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
+        if kind == "lr_scheduler" or chosen:
+            settings[kind] = chosen and chosen.class_path.split(".")[-1]
+        settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
+    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
+    return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
