@@ -253,7 +253,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         ([*MLP, "--model.hidden_sizes", "[20, 2.5]"], "--model.hidden_sizes must be a whole number, got 2.5"),
         ([*MLP, "--model.hidden_sizes", "[]"], r"hidden_sizes must be whole numbers above 0, such as .*, got \[\]"),
         ([*MLP, "--model.hidden_sizes", "[20, 0]"], r"hidden_sizes must be whole numbers above 0, .*, got \[20, 0\]"),
-        ([*MLP, "--model.hidden_sizes=[1000000, 1000000]"], "takes 16,012.6 GB to train, and .* GB are free"),
+        ([*MLP, "--model.hidden_sizes=[1000000, 1000000]"], "needs 16,012.6 GB to train, and .* GB are free"),
         ([*MLP, "--model.gain", "0"], "gain must be a finite float32 above 0"),
         (["--data.rotation", "200"], "rotation must be from 0 to 180, got 200"),
         (["--data.zoom", "1", "--data.batch_size", "64"], "zoom must be from 0 to 0.99, got 1"),
