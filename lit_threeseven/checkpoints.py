@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from lit_threeseven import weights
+from lit_threeseven.resumable import Resumable, mend, note
 from lit_threeseven.signals import Stopped, take
 
 
@@ -123,3 +124,29 @@ class LastCheckpoint(ModelCheckpoint):
         if self._signal:
             raise Stopped(signum)
         self._signal = signum
+
+
+class Notes(L.Callback):
+    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
+
+    Args:
+        recipe: What decides where training ends.
+        given: The network's arguments, as in YAML.
+    """
+
+    def __init__(self, recipe: dict[str, Any], given: dict[str, Any]) -> None:
+        self.recipe, self.given = recipe, given
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
+        checkpoint["recipe"] = self.recipe
+        if not isinstance(pl_module, Resumable):
+            note(pl_module, checkpoint)
+            checkpoint["hyper_parameters"] = self.given
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume a stranger's network after the last batch trained."""
+        if not isinstance(pl_module, Resumable):
+            mend(checkpoint, trainer.max_steps)

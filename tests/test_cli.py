@@ -14,11 +14,10 @@ import pytest
 import torch
 from processes import curves, weights
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes, recipes
 from lit_threeseven.commands import COMMANDS
 from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
-from lit_threeseven.run import options
 from lit_threeseven.signals import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -529,7 +528,7 @@ def test_help_without_a_subcommand_names_every_command(cli):
     assert len(page.splitlines()) <= 40
     for command in ("fit", "validate", "test", "predict", *COMMANDS):
         assert re.search(rf"^  {command} +\w+", page, re.MULTILINE)
-    assert all(path.stem in page for path in options.RECIPES.glob("*.yaml"))
+    assert all(path.stem in page for path in recipes.FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

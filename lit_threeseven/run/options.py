@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
-from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,8 +24,6 @@ from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
 from lit_threeseven.resumable import arguments, check_class, full_name, saved
 from lit_threeseven.weights import PRETRAINED
-
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 PARSER_KEY = r'Parser key "(.+?)":'
 
@@ -46,32 +42,6 @@ WORDS = {
 }
 
 CHECKS = 20  # validations and saves of a fit, at most, unless the user says otherwise
-
-
-def with_recipes(args: list[str]) -> list[str]:
-    """Put files in the place of recipes' names after ``--config``; refuse a file that is not plain YAML."""
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    for i, (option, name) in enumerate(pairwise(args), 1):
-        if option != "--config":
-            continue
-        if re.fullmatch(r"\w+", name) and not Path(name).exists():
-            args[i] = str(RECIPES / f"{name}.yaml")
-            if not Path(args[i]).exists():
-                known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-                raise UserError(f"There is no recipe {name}; there are {known}, and --config takes a YAML file too.")
-        try:
-            text = Path(args[i]).read_text("utf-8")
-            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:  # they multiply
-                raise ValueError("more than 20 aliases; write the values out")
-            content = yaml.safe_load(text)
-        except OSError as error:
-            raise UserError(f"--config {name} can't be read ({error.strerror}).") from error
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{name} is not a plain YAML file in UTF-8 ({error}).") from error
-        for section in ("model", "data", "trainer"):
-            if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
-                raise UserError(f"{name}: {section} has options of its own, got {content[section]}.")
-    return args
 
 
 def with_model(command: list[str]) -> list[str]:
@@ -213,9 +183,9 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
         )
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     if isinstance(error, OSError) and (error.filename or error.errno in full):
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        name = os.fsdecode(error.filename or "The folder of this run")
         return (
-            f"{name or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
+            f"{name} can't be used ({error.strerror}); fix that, or choose "
             "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
             "saved before is intact."
         )
