@@ -1,4 +1,4 @@
-"""How any Trainer can save: files that are whole or not there, `best.ckpt` and `last.ckpt`, and what a signal does."""
+"""Saving, for any Trainer: checkpoints written whole, `best.ckpt` and `last.ckpt`, and a save when a signal comes."""
 
 import io
 import signal
@@ -118,7 +118,7 @@ class LastCheckpoint(ModelCheckpoint):
         """After a signal, an error of a collective operation means that the other processes have stopped already."""
         if self._signal and trainer.world_size > 1 and isinstance(exception, RuntimeError):
             raise Stopped(self._signal) from exception
-        self._signal = self._signal or signal.SIGTERM  # there is nothing left to finish for the next one
+        self._signal = self._signal or signal.SIGTERM  # the next signal stops at once
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._signal:
@@ -127,7 +127,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Notes(L.Callback):
-    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
+    """Note a run's recipe in its checkpoints; and do for any other network what a `Resumable` does for itself.
 
     Args:
         recipe: What decides where training ends.
@@ -139,7 +139,7 @@ class Notes(L.Callback):
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
+        """Note the recipe; of another network the class, the optimizer and the arguments."""
         checkpoint["recipe"] = self.recipe
         if not isinstance(pl_module, Resumable):
             note(pl_module, checkpoint)
@@ -147,6 +147,6 @@ class Notes(L.Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume a stranger's network after the last batch trained."""
+        """Resume another network after the last batch trained."""
         if not isinstance(pl_module, Resumable):
             mend(checkpoint, trainer.max_steps)

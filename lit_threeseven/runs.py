@@ -76,7 +76,7 @@ def resumed(ckpt_path: str | None, run: str | None, logs: Path) -> tuple[Path | 
 
 @contextmanager
 def working_in(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; if the work fails before it saves a checkpoint, undo it."""
+    """Keep other processes out of a run's folder; leave nothing behind if work fails before a checkpoint is saved."""
     created = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     there, settings = set(run.iterdir()), {path: path.read_bytes() for path in run.glob("*.yaml")}

@@ -69,16 +69,16 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The given subcommand, or all, with the arguments of the Trainer's methods that are not options."""
+        """The subcommand that was given, or all of them, with the Trainer's arguments that are no options of it."""
         own, every = {"ckpt_path", "weights_only", "verbose", "return_predictions"}, LightningCLI.subcommands()
-        chosen = {*self.command_line[:1]} & every.keys() or every  # to collect one's options takes a tenth of a second
+        chosen = {
+            *self.command_line[:1]
+        } & every.keys() or every  # collecting the options of each takes a tenth of a second
         return {name: every[name] | own for name in chosen}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = (
-            "Checkpoint to resume or use: a file, or best or last of --run or of the newest run, or pretrained."
-        )
+        checkpoint = "Checkpoint to resume or use: a file; best or last, of --run or the newest run; or pretrained."
         name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other commands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
@@ -227,7 +227,7 @@ class ThreeSevenCLI(LightningCLI):
         self.report(rows | end)
 
     def tested(self, ckpt_path: str | None) -> dict[str, str]:
-        """Rows of what a checkpoint, or the network as it is, gets of the test images; none if it takes no test."""
+        """What a checkpoint, or the network as it is, reaches on the test images, as rows; none without a test step."""
         if self.main_job and type(self.model).test_step is LightningModule.test_step:
             return {}
         data: dict[str, Any] = {"datamodule": self.datamodule, "weights_only": True, "verbose": False}

@@ -1,4 +1,4 @@
-"""What the user gives and is told: options checked and filled in, mistakes as sentences, metrics as rows."""
+"""Options, checked and completed; the user's mistakes as sentences; metrics as rows."""
 
 import errno
 import os
@@ -45,7 +45,10 @@ CHECKS = 20  # validations and saves of a fit, at most, unless the user says oth
 
 
 def with_model(command: list[str]) -> list[str]:
-    """Name the usual network first. As the parser's default it would pass its own arguments on to another network."""
+    """Put the usual network first, so that --model replaces it.
+
+    As the parser's default, its arguments would be kept for the network that replaces it.
+    """
     subcommand, *args = command
     if args[-1:] == ["--model.help"]:
         args.append("LitThreeSeven")
@@ -84,9 +87,10 @@ def listed(value: Any) -> Any:
 
 
 def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Give the network the arguments in a checkpoint, but for those that name classes: a checkpoint imports nothing.
+    """Choose the network that a checkpoint holds, with its arguments.
 
-    The usual network stands for any of this package's own.
+    Arguments that name classes stay as the command line gives them, since a checkpoint must not import anything. The
+    network's class changes only from `LitThreeSeven`, the default, to another one of this package.
 
     Raises:
         UserError: If the command line gives other arguments, or names another network.
@@ -128,21 +132,21 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
 
 @contextmanager
 def from_the_command_line(command: list[str]) -> Iterator[None]:
-    """In this context things are built of the user's options, so an error is the user's to fix."""
+    """In this context, objects are built from the user's options: any error becomes a UserError."""
     try:
         yield
     except MisconfigurationException:
         raise
-    except Exception as error:  # which one a class raises is its own affair
+    except Exception as error:  # classes raise errors of any kind
         text = " ".join(str(error).split())
         built = re.match(r"Does not validate .*? Errors: - (.*?) - Expected a <class ", text)
-        if isinstance(error, UserError) or built:  # by the parser, which keeps the text alone
+        if isinstance(error, UserError) or built:  # the parser keeps only the text of an error
             raise UserError(built[1] if built else text) from error
         raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
 
 def try_out(options: Namespace, model: LightningModule, trainer: Any, command: list[str]) -> None:
-    """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
+    """Build the chosen optimizer and scheduler for a weight of their own, and step them through all epochs.
 
     Raises:
         UserError: If that fails, or a callback watches a metric that the usual networks don't log.
@@ -167,7 +171,7 @@ def try_out(options: Namespace, model: LightningModule, trainer: Any, command: l
 
 
 def sentence(error: BaseException, command: list[str], processes: int) -> str | None:
-    """What to tell the user of an error that is the user's to fix; None for one that is ours, or a signal."""
+    """The sentence for an error that the user can fix; None for a mistake of ours, or a signal."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError | MisconfigurationException):
         return text
@@ -193,7 +197,7 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
 
 
 def parsers(message: str) -> str:
-    """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
+    """The parser's message in plain words: "--data.batch_size must be a whole number or null, got 1.5"."""
     keys = re.findall(PARSER_KEY, message)
     wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
     if wrong:
@@ -221,7 +225,7 @@ def parsers(message: str) -> str:
 
 
 def meant(option: str) -> str:
-    """A question about the option of model, data or Trainer whose name is most like one that there isn't."""
+    """For an unknown option, "; did you mean …?" with the most similar one of model, data or Trainer; or nothing."""
     groups = {"model": LitThreeSeven, "data": ThreeSevenDataModule, "trainer": Trainer}
     names = {name: f"--{group}.{name}" for group, kind in groups.items() for name in signature(kind).parameters}
     name = re.split(r"[.]|--", option.partition("=")[0])[-1].replace("-", "_")

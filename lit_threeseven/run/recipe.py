@@ -18,7 +18,7 @@ DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shif
 
 
 def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
-    """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
+    """Refuse a checkpoint whose weights are not finite or not this network's, or that tells of another recipe."""
     try:
         check_weights(model, checkpoint)
     except ValueError as error:
@@ -59,5 +59,5 @@ def recipe(options: Namespace, model: L.LightningModule, data: ThreeSevenDataMod
         if kind == "lr_scheduler" or chosen:
             settings[kind] = chosen and chosen.class_path.split(".")[-1]
         settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
-    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
+    kept = (int, float, str, list, type(None))  # checkpoints are read without running code, so they hold no classes
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
