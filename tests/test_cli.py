@@ -247,7 +247,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--seed_everything=4294967296"], "--seed_everything must be from .*, got 4294967296"),
         (["--config", "unknown_key.yaml"], "--model.lrr is not an option of LitThreeSeven"),
         (["--model", "LitThreeEight"], "--model must be the name of a class, got LitThreeEight"),
-        (["--model", "json.JSONDecoder"], "--model: .*does not correspond to a subclass of LightningModule"),
+        (["--model", "json.JSONDecoder"], "--model json.JSONDecoder: .*does not correspond to a subclass of"),
         (["--model.hidden_sizes", "[3]"], "--model.hidden_sizes is not an option of LitThreeSeven"),
         ([*MLP, "--model.hidden_sizes", "[20, 2.5]"], "--model.hidden_sizes must be a whole number, got 2.5"),
         ([*MLP, "--model.hidden_sizes", "[]"], r"hidden_sizes must be whole numbers above 0, such as .*, got \[\]"),

@@ -35,6 +35,7 @@ WORDS = {
     r"<class 'NoneType'>": "null",
     r"<class 'str'>": "text",
     r"<class 'list'>": "a list, such as [20, 10]",
+    r"<class 'collections.abc.Iterable'>": "a list",
     r"<class 'tuple'>( with 2 elements)?": "a list of 2, such as [3, 7]",
     r"tuple with (\d+) elements": r"a list of \1",
     r"dot import path string.*": "the name of a class",
@@ -199,13 +200,20 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
 def parsers(message: str) -> str:
     """The parser's message in plain words: "--data.batch_size must be a whole number or null, got 1.5"."""
     keys = re.findall(PARSER_KEY, message)
-    wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
+    problem = re.search(r"class_path '(.+)':\s+(.+)", message)
+    name, what = problem.groups() if problem else ("", "")
+    wrong = re.match(r"Option '(.+?)' is not accepted", what)
     if wrong:
-        return f"--{keys[0]}.{wrong[2]} is not an option of {wrong[1]}{meant(wrong[2])}"
-    lacking = re.search(r"class_path '(?:.+\.)?(\w+)':\s+the following arguments are required: (.+)", message)
+        return f"--{keys[0]}.{wrong[1]} is not an option of {name.split('.')[-1]}{meant(wrong[1])}"
+    lacking = re.match(r"the following arguments are required: (.+)", what)
     if lacking:
-        return f"{lacking[1]} needs {lacking[2]}, as in --{keys[0]}.{lacking[2].split(',')[0]} …"
+        return f"{name.split('.')[-1]} needs {lacking[1]}, as in --{keys[0]}.{lacking[1].split(',')[0]} …"
+    failed = (
+        [what] if what and not keys[1:] else re.findall(r"^ +- (?!Expected|Does not|Problem|Parser)(.+)", message, re.M)
+    )
     value = re.search(r"(?:Given|Got) value: (.*)", message)
+    if failed and value:  # to import or to build the class
+        return f"--{keys[0]} {name or value[1]}: {failed[0]}"
     expected = re.findall(r"Expected (?:an? (?!path)|(?=<))(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
@@ -214,9 +222,6 @@ def parsers(message: str) -> str:
     if keys and value and expected:
         choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
         return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
-    refused = re.search(r"- Import path (.*)", message)
-    if keys and refused:
-        return f"--{keys[0]}: {refused[1]}"
     text = re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
     unknown = re.search(r"(?:unrecognized arguments|ambiguous option): (\S+)", text)
     if unknown and unknown[1] in ("fit", "validate", "test", "predict"):
