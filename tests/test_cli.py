@@ -519,7 +519,7 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
         names, _, explanation = re.sub(r"\s{2,}", "\0", argument.strip(), count=1).partition("\0")
         assert re.search(r"[a-z]+ [a-z]+", explanation.split("(type:")[0]), names
     text = " ".join(lines.split())
-    assert "Checkpoint to resume or use: a file, or best or last" in text
+    assert "Checkpoint to resume or use: a file; best or last" in text
 
 
 def test_help_without_a_subcommand_names_every_command(cli):
