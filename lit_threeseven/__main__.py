@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> None:
         dispatch(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still writes at exit
         sys.exit(128 + signal.SIGPIPE)
 
 
@@ -45,7 +45,7 @@ def dispatch(args: list[str]) -> None:
     if "WORLD_SIZE" not in os.environ:
         os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
     signals.take(signals.end)
-    signals.hold(False)  # which the process that started this one may have held
+    signals.hold(False)  # the process that started this one may have held them
     sys.path.append("")  # this folder, where --model may find a class of the user's own
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it works too
     name = args[0] if args else ""

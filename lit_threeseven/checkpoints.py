@@ -1,4 +1,4 @@
-"""How any Trainer can save: files that are whole or not there, `best.ckpt` and `last.ckpt`, and what a signal does."""
+"""Saving, for any Trainer: checkpoints written whole, `best.ckpt` and `last.ckpt`, and a save when a signal comes."""
 
 import io
 import signal
@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from lit_threeseven import weights
+from lit_threeseven.resumable import Resumable, mend, note
 from lit_threeseven.signals import Stopped, take
 
 
@@ -117,9 +118,35 @@ class LastCheckpoint(ModelCheckpoint):
         """After a signal, an error of a collective operation means that the other processes have stopped already."""
         if self._signal and trainer.world_size > 1 and isinstance(exception, RuntimeError):
             raise Stopped(self._signal) from exception
-        self._signal = self._signal or signal.SIGTERM  # there is nothing left to finish for the next one
+        self._signal = self._signal or signal.SIGTERM  # the next signal stops at once
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._signal:
             raise Stopped(signum)
         self._signal = signum
+
+
+class Notes(L.Callback):
+    """Note a run's recipe in its checkpoints; and do for any other network what a `Resumable` does for itself.
+
+    Args:
+        recipe: What decides where training ends.
+        given: The network's arguments, as in YAML.
+    """
+
+    def __init__(self, recipe: dict[str, Any], given: dict[str, Any]) -> None:
+        self.recipe, self.given = recipe, given
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the recipe; of another network the class, the optimizer and the arguments."""
+        checkpoint["recipe"] = self.recipe
+        if not isinstance(pl_module, Resumable):
+            note(pl_module, checkpoint)
+            checkpoint["hyper_parameters"] = self.given
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume another network after the last batch trained."""
+        if not isinstance(pl_module, Resumable):
+            mend(checkpoint, trainer.max_steps)

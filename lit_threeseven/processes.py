@@ -42,10 +42,10 @@ def take_devices(trainer: Namespace) -> None:
 
 
 def join_torchrun() -> None:
-    """Meet torchrun's other processes in a store of this attempt's own; Lightning then adopts the group.
+    """Join torchrun's other processes through a store of this attempt alone; Lightning then uses their group.
 
-    torch itself uses one store for all attempts of a restarted program, with the addresses of dead processes in it, and
-    each node counts its own attempts. So the first process names the attempt, and tells the others when they ask.
+    torch itself uses one store for all attempts of a restarted program. It still holds the addresses of dead processes,
+    and each node counts attempts on its own. So the first process makes up a name for the attempt, and the others ask.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
         return
@@ -57,7 +57,7 @@ def join_torchrun() -> None:
     if rank == 0:
         deadline = time.monotonic() + PATIENCE.total_seconds()
         for other in range(1, world_size):
-            while not store.check([f"{attempt}_{other}"]):  # until then the question may be a dead process's
+            while not store.check([f"{attempt}_{other}"]):  # until it answers, the question may be from a dead process
                 if time.monotonic() > deadline:
                     raise distributed.DistStoreError(f"process {other} of {world_size} did not start")
                 store.set(store.get(f"question_{other}").decode(), attempt)
@@ -72,7 +72,7 @@ def join_torchrun() -> None:
 
 
 def meet(join: Callable[[], None], grace: float | None) -> None:
-    """Call `join`, which waits for other processes, so that a signal can end the wait; after `grace` seconds say so."""
+    """Call `join`, which waits for other processes; a signal can end that. After `grace` seconds say where."""
     met: Future[None] = Future()
 
     def run() -> None:
@@ -103,7 +103,7 @@ class PatientDDP(DDPStrategy):
 
 @contextmanager
 def patient_ddp() -> Iterator[None]:
-    """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
+    """In this context, Trainers use `PatientDDP` where they would use DDP, and it waits for `PATIENCE` at most."""
     unused = {"ddp_find_unused_parameters_true": True, "ddp_find_unused_parameters_false": False}
     kinds: dict[str, dict[str, Any]] = {"ddp": {}} | {
         name: {"find_unused_parameters": value} for name, value in unused.items()
@@ -118,9 +118,9 @@ def patient_ddp() -> Iterator[None]:
 
 
 def choose_threads(model: LightningModule, data: ThreeSevenDataModule) -> None:
-    """Use one thread where more are hardly faster, as on busy cores: full batches of the single layer on a CPU.
+    """Train full batches of the single layer with one thread if more are hardly faster, as on busy cores.
 
-    Its bits don't depend on the number of threads. `OMP_NUM_THREADS` keeps the choice to the user.
+    The number of threads changes no bit. If the user has set `OMP_NUM_THREADS`, it is kept.
     """
     threads = torch.get_num_threads()
     if threads == 1 or data.batch_size or type(model) is not LitThreeSeven or "OMP_NUM_THREADS" in os.environ:
@@ -135,7 +135,7 @@ def choose_threads(model: LightningModule, data: ThreeSevenDataModule) -> None:
 
 
 def hold_signals(trainer: Any) -> None:
-    """Hold signals back while a Trainer starts processes: until those have begun, Python would print tracebacks."""
+    """Hold signals back while a Trainer starts processes: these print tracebacks until they handle signals."""
     if isinstance(trainer.strategy, PatientDDP) and trainer.strategy.launcher:
         hold(True)
 

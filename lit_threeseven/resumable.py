@@ -286,8 +286,8 @@ def note(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
 def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     """Change a checkpoint so that Lightning resumes after the last batch trained, and counts the epochs.
 
-    Lightning resumes an epoch that `max_steps` has cut off in the next one, and takes a batch or an epoch that was only
-    begun for one that was trained.
+    If `max_steps` ended a run within an epoch, Lightning resumes with the next epoch. It also counts a batch or an
+    epoch that was only begun as trained.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop", {})
     if not {"epoch_progress", "epoch_loop.batch_progress"} <= loops.keys():
@@ -295,7 +295,7 @@ def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     trained, done = batches["current"]["processed"], epochs["current"]["processed"]
     running, begun = epochs["current"]["started"] > done, batches["current"]["ready"] > trained
-    last = batches["is_last_batch"] and not begun  # of a batch that was only begun `is_last_batch` speaks too early
+    last = batches["is_last_batch"] and not begun  # `is_last_batch` is set when a batch begins, before it is trained
     if begun:
         batches["is_last_batch"] = False
         _level(batches)
@@ -304,7 +304,9 @@ def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     if not trained or (last and not running):  # between two epochs
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
         _level(epochs)
-    elif 0 <= max_steps <= checkpoint["global_step"]:  # nothing is left to do, and Lightning counts a cut off epoch
+    elif (
+        0 <= max_steps <= checkpoint["global_step"]
+    ):  # nothing is left to do, and Lightning counts the unfinished epoch
         _level(epochs, int(running))
     elif not running:  # cut off
         for counts in (epochs["current"], epochs["total"]):

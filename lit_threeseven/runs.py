@@ -52,9 +52,31 @@ def folder(logs: Path, run: str) -> Path:
     return logs / run
 
 
+def resumed(ckpt_path: str | None, run: str | None, logs: Path) -> tuple[Path | None, Path | None]:
+    """The folder that a fit works in, None if it is a new one, and the checkpoint that it resumes from, if any.
+
+    Args:
+        ckpt_path: As in `find`.
+        run: Name of the run, which is resumed if it has saved a checkpoint.
+        logs: Folder of all runs, an absolute path.
+
+    Raises:
+        UserError: If the checkpoint is not there, or both arguments say what to resume.
+    """
+    if run and ckpt_path:
+        raise UserError("--run and --ckpt_path both say what to resume; give one of them.")
+    if run:
+        last = folder(logs, run) / "checkpoints" / "last.ckpt"
+        return folder(logs, run), last if last.exists() else None
+    if not ckpt_path:
+        return None, None
+    path = find(ckpt_path, None, logs).resolve()
+    return path.parents[1] if path.parents[2] == logs else None, path
+
+
 @contextmanager
 def working_in(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; if the work fails before it saves a checkpoint, undo it."""
+    """Keep other processes out of a run's folder; leave nothing behind if work fails before a checkpoint is saved."""
     created = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     there, settings = set(run.iterdir()), {path: path.read_bytes() for path in run.glob("*.yaml")}

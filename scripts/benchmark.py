@@ -32,14 +32,13 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, whole
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, recipes, whole
 from lit_threeseven.errors import silence_libraries
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
-from lit_threeseven.run.options import RECIPES
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256
@@ -86,7 +85,7 @@ class Fast(LitThreeSeven):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Read it from the recipe."""
-        chosen = yaml.safe_load((RECIPES / "fast.yaml").read_text())["optimizer"]
+        chosen = yaml.safe_load((recipes.FOLDER / "fast.yaml").read_text())["optimizer"]
         return getattr(torch.optim, chosen["class_path"])(self.parameters(), **chosen["init_args"])
 
 

@@ -14,11 +14,10 @@ import pytest
 import torch
 from processes import curves, weights
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes, recipes
 from lit_threeseven.commands import COMMANDS
 from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
-from lit_threeseven.run import options
 from lit_threeseven.signals import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -248,7 +247,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--seed_everything=4294967296"], "--seed_everything must be from .*, got 4294967296"),
         (["--config", "unknown_key.yaml"], "--model.lrr is not an option of LitThreeSeven"),
         (["--model", "LitThreeEight"], "--model must be the name of a class, got LitThreeEight"),
-        (["--model", "json.JSONDecoder"], "--model: .*does not correspond to a subclass of LightningModule"),
+        (["--model", "json.JSONDecoder"], "--model json.JSONDecoder: .*does not correspond to a subclass of"),
         (["--model.hidden_sizes", "[3]"], "--model.hidden_sizes is not an option of LitThreeSeven"),
         ([*MLP, "--model.hidden_sizes", "[20, 2.5]"], "--model.hidden_sizes must be a whole number, got 2.5"),
         ([*MLP, "--model.hidden_sizes", "[]"], r"hidden_sizes must be whole numbers above 0, such as .*, got \[\]"),
@@ -520,7 +519,7 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
         names, _, explanation = re.sub(r"\s{2,}", "\0", argument.strip(), count=1).partition("\0")
         assert re.search(r"[a-z]+ [a-z]+", explanation.split("(type:")[0]), names
     text = " ".join(lines.split())
-    assert "Checkpoint to resume or use: a file, or best or last" in text
+    assert "Checkpoint to resume or use: a file; best or last" in text
 
 
 def test_help_without_a_subcommand_names_every_command(cli):
@@ -529,7 +528,7 @@ def test_help_without_a_subcommand_names_every_command(cli):
     assert len(page.splitlines()) <= 40
     for command in ("fit", "validate", "test", "predict", *COMMANDS):
         assert re.search(rf"^  {command} +\w+", page, re.MULTILINE)
-    assert all(path.stem in page for path in options.RECIPES.glob("*.yaml"))
+    assert all(path.stem in page for path in recipes.FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

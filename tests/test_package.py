@@ -209,9 +209,21 @@ def test_console_command_is_the_train_script(shell):
 
 # The floors of the package, from the lowest to the highest; a file imports from its own floor or a lower one.
 FLOORS = [
-    ["errors", "pixels", "whole", "functional", "augment", "dataset", "weights", "sharing", "runs", "signals"],
+    [
+        "errors",
+        "pixels",
+        "whole",
+        "functional",
+        "augment",
+        "dataset",
+        "weights",
+        "sharing",
+        "recipes",
+        "runs",
+        "signals",
+    ],
     ["batches", "resumable", "metrics", "datamodule", "module"],
-    ["networks"],
+    ["networks", "checkpoints", "processes"],
     ["watch"],
     ["use"],
     ["run"],

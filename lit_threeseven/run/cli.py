@@ -13,7 +13,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceL
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, __version__, checkpoints, processes, runs
+from lit_threeseven import (
+    LitThreeSeven,
+    ThreeSevenDataModule,
+    __version__,
+    checkpoints,
+    processes,
+    recipes,
+    runs,
+    weights,
+)
 from lit_threeseven.errors import UserError, silence_libraries
 from lit_threeseven.resumable import digest
 from lit_threeseven.run import options, recipe
@@ -21,7 +30,6 @@ from lit_threeseven.signals import Stopped, count, local_rank
 from lit_threeseven.use.predictions import PredictionsFile
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 from lit_threeseven.watch.loggers import forgive
-from lit_threeseven.weights import PRETRAINED
 
 
 class ThreeSevenCLI(LightningCLI):
@@ -33,10 +41,8 @@ class ThreeSevenCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.main_job = not args or args[0].startswith("-")
-        self.command_line = options.with_recipes(["fit", *args] if self.main_job else args)
+        self.command_line = recipes.with_files(["fit", *args] if self.main_job else args)
         self.trainer: Any = None
-        self.model: Any = None
-        self.recipe: dict[str, Any] = {}
         self.last: Any = None
         self.run: Path | None = None
         self.ckpt_path, self.checkpoint = "", dict[str, Any]()
@@ -63,16 +69,16 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The given subcommand, or all, with the arguments of the Trainer's methods that are not options."""
+        """The subcommand that was given, or all of them, with the Trainer's arguments that are no options of it."""
         own, every = {"ckpt_path", "weights_only", "verbose", "return_predictions"}, LightningCLI.subcommands()
-        chosen = {*self.command_line[:1]} & every.keys() or every  # to collect one's options takes a tenth of a second
+        chosen = {
+            *self.command_line[:1]
+        } & every.keys() or every  # collecting the options of each takes a tenth of a second
         return {name: every[name] | own for name in chosen}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = (
-            "Checkpoint to resume or use: a file, or best or last of --run or of the newest run, or pretrained."
-        )
+        checkpoint = "Checkpoint to resume or use: a file; best or last, of --run or the newest run; or pretrained."
         name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other commands use it."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
@@ -91,19 +97,14 @@ class ThreeSevenCLI(LightningCLI):
             if not (chosen.run or chosen.ckpt_path):
                 raise UserError(f"{subcommand} needs --run NAME, or --ckpt_path: a file, best, last or pretrained.")
             self.ckpt_path = str(runs.find(chosen.ckpt_path, chosen.run, self.logs).resolve())
-        elif chosen.run:
-            if chosen.ckpt_path:
-                raise UserError("--run and --ckpt_path both say what to resume; give one of them.")
-            self.run = runs.folder(self.logs, chosen.run)
-            last = self.run / "checkpoints" / "last.ckpt"
-            self.ckpt_path = str(last) if last.exists() else ""
-        elif chosen.ckpt_path:
-            path = runs.find(chosen.ckpt_path, None, self.logs).resolve()
-            self.ckpt_path, folder = str(path), path.parent.parent
-            self.run = folder if folder.parent == self.logs else None
+        else:
+            self.run, path = runs.resumed(chosen.ckpt_path, chosen.run, self.logs)
+            self.ckpt_path = str(path or "")
         chosen.ckpt_path = None  # Lightning would take the model's arguments from there
         if self.ckpt_path:
-            self.checkpoint = recipe.read(self.ckpt_path, subcommand == "fit")
+            self.checkpoint = weights.read(self.ckpt_path)
+            if subcommand == "fit" and not weights.RESUMED.keys() <= self.checkpoint.keys():
+                raise UserError(f"{self.ckpt_path} contains only weights; training can't resume from it.")
         if subcommand != "fit":
             options.adopt(chosen.model, self.checkpoint)
 
@@ -141,9 +142,7 @@ class ThreeSevenCLI(LightningCLI):
             self.best = checkpoints.BestCheckpoint(folder)
             timed = "val_check_interval" in kwargs
             self.last = checkpoints.LastCheckpoint(None if timed else kwargs["check_val_every_n_epoch"] or 1, folder)
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
-            notes = recipe.Notes(self.recipe, settings["fit"]["model"].get("init_args", {}))
-            callbacks += [self.last, self.best, notes]
+            callbacks += [self.last, self.best]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
@@ -175,7 +174,8 @@ class ThreeSevenCLI(LightningCLI):
                 data.setup()
             options.try_out(self.config.fit, self.model, self.trainer, self.command_line)
             wanted |= recipe.recipe(self.config.fit, self.model, data)
-            self.recipe.update(wanted)
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
+            self.trainer.callbacks.append(checkpoints.Notes(wanted, settings["fit"]["model"].get("init_args", {})))
         elif self.subcommand == "validate":
             if not data.val_fraction:
                 raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
@@ -222,12 +222,12 @@ class ThreeSevenCLI(LightningCLI):
             rows["Images"] += f", {len(data.test):,} to test"
             end["Digest"] = digest(self.model)  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
-            finished = recipe.read(last, True) | {"finished": limits, "tested": tested}
+            finished = weights.read(last) | {"finished": limits, "tested": tested}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
 
     def tested(self, ckpt_path: str | None) -> dict[str, str]:
-        """Rows of what a checkpoint, or the network as it is, gets of the test images; none if it takes no test."""
+        """What a checkpoint, or the network as it is, reaches on the test images, as rows; none without a test step."""
         if self.main_job and type(self.model).test_step is LightningModule.test_step:
             return {}
         data: dict[str, Any] = {"datamodule": self.datamodule, "weights_only": True, "verbose": False}
@@ -248,7 +248,7 @@ class ThreeSevenCLI(LightningCLI):
         if type(model).predict_step is LightningModule.predict_step:
             raise UserError(f"{type(model).__name__} needs a predict_step that takes a batch, x and y.")
         path = Path(self.ckpt_path).with_suffix(".predictions.csv")
-        if path.parent == PRETRAINED:
+        if path.parent == weights.PRETRAINED:
             path = Path(path.name)
         answers = PredictionsFile(datamodule, None if self.trainer.fast_dev_run else path)
         self.trainer.callbacks.append(answers)

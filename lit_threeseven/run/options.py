@@ -1,4 +1,4 @@
-"""What the user gives and is told: options checked and filled in, mistakes as sentences, metrics as rows."""
+"""Options, checked and completed; the user's mistakes as sentences; metrics as rows."""
 
 import errno
 import os
@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
-from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,8 +25,6 @@ from lit_threeseven.networks import NETWORKS
 from lit_threeseven.resumable import arguments, check_class, full_name, saved
 from lit_threeseven.weights import PRETRAINED
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-
 PARSER_KEY = r'Parser key "(.+?)":'
 
 # The parser's words for a type, and a person's.
@@ -39,6 +35,7 @@ WORDS = {
     r"<class 'NoneType'>": "null",
     r"<class 'str'>": "text",
     r"<class 'list'>": "a list, such as [20, 10]",
+    r"<class 'collections.abc.Iterable'>": "a list",
     r"<class 'tuple'>( with 2 elements)?": "a list of 2, such as [3, 7]",
     r"tuple with (\d+) elements": r"a list of \1",
     r"dot import path string.*": "the name of a class",
@@ -48,34 +45,11 @@ WORDS = {
 CHECKS = 20  # validations and saves of a fit, at most, unless the user says otherwise
 
 
-def with_recipes(args: list[str]) -> list[str]:
-    """Put files in the place of recipes' names after ``--config``; refuse a file that is not plain YAML."""
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    for i, (option, name) in enumerate(pairwise(args), 1):
-        if option != "--config":
-            continue
-        if re.fullmatch(r"\w+", name) and not Path(name).exists():
-            args[i] = str(RECIPES / f"{name}.yaml")
-            if not Path(args[i]).exists():
-                known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-                raise UserError(f"There is no recipe {name}; there are {known}, and --config takes a YAML file too.")
-        try:
-            text = Path(args[i]).read_text("utf-8")
-            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:  # they multiply
-                raise ValueError("more than 20 aliases; write the values out")
-            content = yaml.safe_load(text)
-        except OSError as error:
-            raise UserError(f"--config {name} can't be read ({error.strerror}).") from error
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{name} is not a plain YAML file in UTF-8 ({error}).") from error
-        for section in ("model", "data", "trainer"):
-            if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
-                raise UserError(f"{name}: {section} has options of its own, got {content[section]}.")
-    return args
-
-
 def with_model(command: list[str]) -> list[str]:
-    """Name the usual network first. As the parser's default it would pass its own arguments on to another network."""
+    """Put the usual network first, so that --model replaces it.
+
+    As the parser's default, its arguments would be kept for the network that replaces it.
+    """
     subcommand, *args = command
     if args[-1:] == ["--model.help"]:
         args.append("LitThreeSeven")
@@ -114,9 +88,10 @@ def listed(value: Any) -> Any:
 
 
 def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Give the network the arguments in a checkpoint, but for those that name classes: a checkpoint imports nothing.
+    """Choose the network that a checkpoint holds, with its arguments.
 
-    The usual network stands for any of this package's own.
+    Arguments that name classes stay as the command line gives them, since a checkpoint must not import anything. The
+    network's class changes only from `LitThreeSeven`, the default, to another one of this package.
 
     Raises:
         UserError: If the command line gives other arguments, or names another network.
@@ -158,21 +133,21 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
 
 @contextmanager
 def from_the_command_line(command: list[str]) -> Iterator[None]:
-    """In this context things are built of the user's options, so an error is the user's to fix."""
+    """In this context, objects are built from the user's options: any error becomes a UserError."""
     try:
         yield
     except MisconfigurationException:
         raise
-    except Exception as error:  # which one a class raises is its own affair
+    except Exception as error:  # classes raise errors of any kind
         text = " ".join(str(error).split())
         built = re.match(r"Does not validate .*? Errors: - (.*?) - Expected a <class ", text)
-        if isinstance(error, UserError) or built:  # by the parser, which keeps the text alone
+        if isinstance(error, UserError) or built:  # the parser keeps only the text of an error
             raise UserError(built[1] if built else text) from error
         raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
 
 def try_out(options: Namespace, model: LightningModule, trainer: Any, command: list[str]) -> None:
-    """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
+    """Build the chosen optimizer and scheduler for a weight of their own, and step them through all epochs.
 
     Raises:
         UserError: If that fails, or a callback watches a metric that the usual networks don't log.
@@ -197,7 +172,7 @@ def try_out(options: Namespace, model: LightningModule, trainer: Any, command: l
 
 
 def sentence(error: BaseException, command: list[str], processes: int) -> str | None:
-    """What to tell the user of an error that is the user's to fix; None for one that is ours, or a signal."""
+    """The sentence for an error that the user can fix; None for a mistake of ours, or a signal."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError | MisconfigurationException):
         return text
@@ -213,9 +188,9 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
         )
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     if isinstance(error, OSError) and (error.filename or error.errno in full):
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        name = os.fsdecode(error.filename or "The folder of this run")
         return (
-            f"{name or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
+            f"{name} can't be used ({error.strerror}); fix that, or choose "
             "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
             "saved before is intact."
         )
@@ -223,15 +198,22 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
 
 
 def parsers(message: str) -> str:
-    """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
+    """The parser's message in plain words: "--data.batch_size must be a whole number or null, got 1.5"."""
     keys = re.findall(PARSER_KEY, message)
-    wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
+    problem = re.search(r"class_path '(.+)':\s+(.+)", message)
+    name, what = problem.groups() if problem else ("", "")
+    wrong = re.match(r"Option '(.+?)' is not accepted", what)
     if wrong:
-        return f"--{keys[0]}.{wrong[2]} is not an option of {wrong[1]}{meant(wrong[2])}"
-    lacking = re.search(r"class_path '(?:.+\.)?(\w+)':\s+the following arguments are required: (.+)", message)
+        return f"--{keys[0]}.{wrong[1]} is not an option of {name.split('.')[-1]}{meant(wrong[1])}"
+    lacking = re.match(r"the following arguments are required: (.+)", what)
     if lacking:
-        return f"{lacking[1]} needs {lacking[2]}, as in --{keys[0]}.{lacking[2].split(',')[0]} …"
+        return f"{name.split('.')[-1]} needs {lacking[1]}, as in --{keys[0]}.{lacking[1].split(',')[0]} …"
+    failed = (
+        [what] if what and not keys[1:] else re.findall(r"^ +- (?!Expected|Does not|Problem|Parser)(.+)", message, re.M)
+    )
     value = re.search(r"(?:Given|Got) value: (.*)", message)
+    if failed and value:  # to import or to build the class
+        return f"--{keys[0]} {name or value[1]}: {failed[0]}"
     expected = re.findall(r"Expected (?:an? (?!path)|(?=<))(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
@@ -240,9 +222,6 @@ def parsers(message: str) -> str:
     if keys and value and expected:
         choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
         return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
-    refused = re.search(r"- Import path (.*)", message)
-    if keys and refused:
-        return f"--{keys[0]}: {refused[1]}"
     text = re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
     unknown = re.search(r"(?:unrecognized arguments|ambiguous option): (\S+)", text)
     if unknown and unknown[1] in ("fit", "validate", "test", "predict"):
@@ -251,7 +230,7 @@ def parsers(message: str) -> str:
 
 
 def meant(option: str) -> str:
-    """A question about the option of model, data or Trainer whose name is most like one that there isn't."""
+    """For an unknown option, "; did you mean …?" with the most similar one of model, data or Trainer; or nothing."""
     groups = {"model": LitThreeSeven, "data": ThreeSevenDataModule, "trainer": Trainer}
     names = {name: f"--{group}.{name}" for group, kind in groups.items() for name in signature(kind).parameters}
     name = re.split(r"[.]|--", option.partition("=")[0])[-1].replace("-", "_")

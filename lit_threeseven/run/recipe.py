@@ -6,11 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, weights
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
-from lit_threeseven.resumable import Resumable, check_weights, mend, note, plain
+from lit_threeseven.resumable import check_weights, plain
 
 # Options that decide where training ends, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
@@ -18,42 +17,8 @@ DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "tr
 DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
 
 
-class Notes(L.Callback):
-    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
-
-    Args:
-        recipe: What `recipe` gives, once it is known.
-        given: The network's arguments, as in YAML.
-    """
-
-    def __init__(self, recipe: dict[str, Any], given: dict[str, Any]) -> None:
-        self.recipe, self.given = recipe, given
-
-    @override
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
-        checkpoint["recipe"] = self.recipe
-        if not isinstance(pl_module, Resumable):
-            note(pl_module, checkpoint)
-            checkpoint["hyper_parameters"] = self.given
-
-    @override
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume a stranger's network after the last batch trained."""
-        if not isinstance(pl_module, Resumable):
-            mend(checkpoint, trainer.max_steps)
-
-
-def read(path: str, resume: bool) -> dict[str, Any]:
-    """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
-    checkpoint = weights.read(path)  # `check` looks at the weights themselves
-    if resume and not weights.RESUMED.keys() <= checkpoint.keys():
-        raise UserError(f"{path} contains only weights; training can't resume from it.")
-    return checkpoint
-
-
 def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
-    """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
+    """Refuse a checkpoint whose weights are not finite or not this network's, or that tells of another recipe."""
     try:
         check_weights(model, checkpoint)
     except ValueError as error:
@@ -87,16 +52,12 @@ def recipe(options: Namespace, model: L.LightningModule, data: ThreeSevenDataMod
     if "train" in vars(data):
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
     used: Any = options.get("optimizer")
-    if (
-        not used
-        and isinstance(model, LitThreeSeven)
-        and type(model).configure_optimizers is LitThreeSeven.configure_optimizers
-    ):
-        own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
+    if not used and type(model).configure_optimizers is LitThreeSeven.configure_optimizers:
+        own: Any = model.configure_optimizers()  # that of a subclass may need a Trainer at work
         used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
         if kind == "lr_scheduler" or chosen:
             settings[kind] = chosen and chosen.class_path.split(".")[-1]
         settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
-    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
+    kept = (int, float, str, list, type(None))  # checkpoints are read without running code, so they hold no classes
     return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
