@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, weights
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP, load
+from lit_threeseven.use.predictions import PredictionsFile
 
 
 class Shifted(LitThreeSeven):
@@ -191,6 +192,15 @@ def test_trainers_evaluate_and_fit_in_any_order(trainer, stage):
     again.fit(model, data)
     trainer(max_epochs=1).fit(model, data)
     assert again.global_step == 3
+
+
+def test_your_own_trainer_writes_the_file_that_predict_writes(cli, trainer):
+    assert cli("predict", "--ckpt_path", "pretrained")[0] == 0
+    data = ThreeSevenDataModule()
+    answers = PredictionsFile(data, cli.folder / "own.csv")
+    trainer(callbacks=[answers]).predict(LitThreeSeven.from_pretrained(), data)
+    assert (answers.images, answers.right) == (2038, 2004)
+    assert (cli.folder / "own.csv").read_text() == (cli.folder / "LitThreeSeven.predictions.csv").read_text()
 
 
 def test_predictions_come_with_the_numbers_of_their_rows(trainer, tmp_path):
