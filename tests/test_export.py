@@ -82,11 +82,7 @@ def test_mistakes_in_an_export_end_with_a_sentence(cli, tmp_path, monkeypatch):
         ("none.ckpt", "--to", "onnx"): "There is no checkpoint file none.ckpt",
         ("text.ckpt", "--to", "onnx"): "text.ckpt is not a lit-threeseven checkpoint",
         ("pretrained", "--to", "torch-export", "--out", "/proc/x.pt2"): "/proc",
-        (
-            PRETRAINED / "LitThreeSevenMLP.ckpt",
-            "--to",
-            "html",
-        ): "The page would have 2,5.. KB, but at most 300 are allowed",
+        (PRETRAINED / "LitThreeSevenMLP.ckpt", "--to", "html"): "The page would have 2,5.. KB, at most 300 are allowed",
     }.items():
         code, _, error = cli("export", *arguments)
         assert code == 1

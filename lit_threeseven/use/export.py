@@ -172,7 +172,7 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor, training: Tensor)
     size = len(text.encode())
     if size > LARGEST_PAGE:
         raise UserError(
-            f"The page would have {size / 1000:,.0f} KB, but at most {LARGEST_PAGE // 1000} are allowed; export a "
+            f"The page would have {size / 1000:,.0f} KB, at most {LARGEST_PAGE // 1000} are allowed; export a "
             "network with narrower hidden layers, such as --model.hidden_sizes '[40]'."
         )
     return text

@@ -41,9 +41,7 @@ class Report(ray.train.lightning.RayTrainReportCallback):
 
 def train() -> int:
     """Train in a worker; return the number of epochs that an earlier attempt had trained."""
-    tempfile.tempdir = str(
-        Path.cwd()
-    )  # Ray's callback leaves empty folders behind; this puts them in a folder of Ray's
+    tempfile.tempdir = str(Path.cwd())  # a folder of Ray's, in which Ray's callback leaves empty folders behind
     L.seed_everything(0)
     last, report = ray.train.get_checkpoint(), Report()
     trainer = L.Trainer(
