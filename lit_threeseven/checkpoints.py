@@ -1,4 +1,4 @@
-"""Saving, for any Trainer: checkpoints written whole, `best.ckpt` and `last.ckpt`, and a save when a signal comes."""
+"""Saving, for any Trainer: checkpoints that are always complete, `best.ckpt` and `last.ckpt`, a save on a signal."""
 
 import io
 import signal
@@ -62,9 +62,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Keep the newest state in `last.ckpt`; on Ctrl-C or SIGTERM finish the epoch, save, and raise `Stopped`.
 
     The state is that of the end of an epoch, validation included, and the curves up to there are on disk before it is
-    written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several processes
-    a signal to one of them is enough; they agree on it at the end of an epoch, at most once in the Trainer's
-    `log_every_n_steps` steps and at a save. A second signal stops at once.
+    written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several
+    processes, a signal to one of them is enough: all of them check for it at the end of an epoch: at each save, and
+    otherwise at most once in the Trainer's `log_every_n_steps` steps. A second signal stops at once.
 
     Args:
         every_n_epochs: Epochs from one save to the next; None means after each validation.
@@ -130,7 +130,7 @@ class Notes(L.Callback):
     """Note a run's recipe in its checkpoints; and do for any other network what a `Resumable` does for itself.
 
     Args:
-        recipe: What decides where training ends.
+        recipe: The settings that decide the weights after each step.
         given: The network's arguments, as in YAML.
     """
 

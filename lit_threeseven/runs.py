@@ -22,7 +22,7 @@ def find(ckpt_path: str | None, run: str | None = None, logs: Path | None = None
         logs: Folder of all runs; None means ``logs``.
 
     Raises:
-        UserError: If it is not there, or both arguments say what to use.
+        UserError: If it doesn't exist, or both arguments say which file to use.
     """
     logs = Path("logs") if logs is None else logs
     if run is not None and ckpt_path not in (None, "best", "last"):
@@ -46,7 +46,7 @@ def find(ckpt_path: str | None, run: str | None = None, logs: Path | None = None
 
 
 def folder(logs: Path, run: str) -> Path:
-    """The folder of a run, which need not be there."""
+    """The folder of a run, which may not exist yet."""
     if not re.fullmatch(r"\w[\w.+=@-]*", run):
         raise UserError(f"--run takes the name of a folder in {logs.resolve()}, such as first-try, got {run!r}.")
     return logs / run
@@ -61,7 +61,7 @@ def resumed(ckpt_path: str | None, run: str | None, logs: Path) -> tuple[Path | 
         logs: Folder of all runs, an absolute path.
 
     Raises:
-        UserError: If the checkpoint is not there, or both arguments say what to resume.
+        UserError: If the checkpoint doesn't exist, or if both arguments are given.
     """
     if run and ckpt_path:
         raise UserError("--run and --ckpt_path both say what to resume; give one of them.")

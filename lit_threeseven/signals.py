@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while the program starts they end it at once; in training `LastCheckpoint` saves first."""
+"""Ctrl-C and SIGTERM: they end the program at once while it starts; in training, `LastCheckpoint` saves first."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def take(handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
 
 
 def end(signum: int, frame: Any) -> None:
-    """End at once: an exception in the middle of an import may be lost, or come out as another one."""
+    """End at once: an exception in the middle of an import may be lost, or turn into another one."""
     if not local_rank():
         os.write(2, f"lit-threeseven: {Stopped(signum).what}\n".encode())
     os._exit(0 if local_rank() else 128 + signum)  # the process that started this one takes other codes for failures

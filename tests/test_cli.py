@@ -259,7 +259,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--data.shift=-1"], "shift must be from 0 to 28, got -1"),
         (["--config", "unknown_section.yaml"], "does not accept option 'modell.lr'"),
         (["--config", "absent.yaml"], "--config absent.yaml can't be read .No such file"),
-        (["--config", "number.yaml"], "number.yaml: model has options of its own, got 3"),
+        (["--config", "number.yaml"], "number.yaml: model must contain options, got 3"),
         (["--config", "latin.yaml"], "latin.yaml is not a plain YAML file in UTF-8"),
         (["--config=bomb.yaml"], "bomb.yaml is not a plain YAML file in UTF-8 .more than 20 aliases"),
         (["--trainer.default_root_dir", "a_file"], "a_file/logs.* can't be used .*--trainer.default_root_dir"),

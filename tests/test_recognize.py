@@ -496,7 +496,7 @@ def test_a_module_that_a_checkpoint_names_is_not_imported(cli, monkeypatch):
 def test_a_checkpoint_of_an_unknown_or_damaged_network_is_refused(tmp_path):
     state = LitThreeSeven().state_dict()
     for content, sentence in (
-        ({"state_dict": state, "network": "CNN"}, "The checkpoint holds CNN, not lit_threeseven.module.LitThreeSeven"),
+        ({"state_dict": state, "network": "CNN"}, "The checkpoint is of CNN, not lit_threeseven.module.LitThreeSeven"),
         ({"state_dict": state, "network": [1]}, "is damaged: its entry network is not of type str"),
         ({"state_dict": state, "hyper_parameters": {"lr": "x"}}, "can't be used"),
         ({"state_dict": state, "hyper_parameters": {"lr": -1}}, "lr must be a finite float32 above 0"),

@@ -31,14 +31,14 @@ def test_another_class_is_never_filled_with_a_checkpoint_s_weights(cli, trainer)
     code, _, error = cli("fit", *NAMED, *short)
     assert (code, error) == (0, "")
     sentence = (
-        rf"The checkpoint holds {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven; .* --model {__name__}"
+        rf"The checkpoint is of {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven; .* --model {__name__}"
     )
     path = cli.folder / "logs/shifted/checkpoints/last.ckpt"
     assert weights.read(path)["network"] == f"{__name__}.Shifted"
     for command in (("test", "--run", "shifted"), ("predict", "--run", "shifted"), ("fit", *short)):
         code, _, error = cli(*command)
         assert code == 1
-        assert f"The checkpoint holds {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven" in error
+        assert f"The checkpoint is of {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven" in error
         assert f"--model {__name__}.Shifted" in error
     with pytest.raises(ValueError, match=sentence):
         load(path)

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 
 
 def with_files(args: list[str]) -> list[str]:
-    """Put files in the place of recipes' names after ``--config``; refuse a file that is not plain YAML."""
+    """Replace recipes' names after ``--config`` by their files; refuse a file that is not plain YAML."""
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     for i, (option, name) in enumerate(pairwise(args), 1):
         if option != "--config":
@@ -33,5 +33,5 @@ def with_files(args: list[str]) -> list[str]:
             raise UserError(f"{name} is not a plain YAML file in UTF-8 ({error}).") from error
         for section in ("model", "data", "trainer"):
             if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
-                raise UserError(f"{name}: {section} has options of its own, got {content[section]}.")
+                raise UserError(f"{name}: {section} must contain options, got {content[section]}.")
     return args

@@ -33,7 +33,7 @@ from lit_threeseven.watch.loggers import forgive
 
 
 class ThreeSevenCLI(LightningCLI):
-    """`LightningCLI` for this network and this data; raises `UserError` for what the user can fix, and `Stopped`.
+    """`LightningCLI` for this network and data; raises `UserError` for what the user can fix, `Stopped` on a signal.
 
     Args:
         args: Command line without the program's name. Without a subcommand it is the main job: fit, then test.
@@ -69,17 +69,16 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The subcommand that was given, or all of them, with the Trainer's arguments that are no options of it."""
+        """The given subcommand, or all of them, each with the arguments of its Trainer method that are not options."""
         own, every = {"ckpt_path", "weights_only", "verbose", "return_predictions"}, LightningCLI.subcommands()
-        chosen = {
-            *self.command_line[:1]
-        } & every.keys() or every  # collecting the options of each takes a tenth of a second
+        # collecting the options of one takes a tenth of a second
+        chosen = {*self.command_line[:1]} & every.keys() or every
         return {name: every[name] | own for name in chosen}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         checkpoint = "Checkpoint to resume or use: a file; best or last, of --run or the newest run; or pretrained."
-        name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other commands use it."
+        name = "The run in logs/NAME: fit starts or resumes it, other commands use its best checkpoint by default."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
         parser.link_arguments("data.digits", "model.init_args.digits")
@@ -100,7 +99,7 @@ class ThreeSevenCLI(LightningCLI):
         else:
             self.run, path = runs.resumed(chosen.ckpt_path, chosen.run, self.logs)
             self.ckpt_path = str(path or "")
-        chosen.ckpt_path = None  # Lightning would take the model's arguments from there
+        chosen.ckpt_path = None  # otherwise Lightning takes the model's arguments from it
         if self.ckpt_path:
             self.checkpoint = weights.read(self.ckpt_path)
             if subcommand == "fit" and not weights.RESUMED.keys() <= self.checkpoint.keys():
@@ -120,7 +119,7 @@ class ThreeSevenCLI(LightningCLI):
         chosen = self.config_init[self.subcommand].trainer
         fitting = self.subcommand == "fit" and not chosen.fast_dev_run
         callbacks: list[Any] = [FitProgressBar()] if chosen.enable_progress_bar is not False else []
-        if not fitting or chosen.logger in (False, []):  # there is no run folder to put it in
+        if not fitting or chosen.logger in (False, []):  # there is no run folder to save the settings in
             self.save_config_callback = None
         asked = chosen.logger if isinstance(chosen.logger, list) else [chosen.logger] if chosen.logger else []
         kwargs["logger"] = loggers = [logger for logger in asked if logger is not True]
@@ -129,7 +128,7 @@ class ThreeSevenCLI(LightningCLI):
             kwargs |= options.check_every(chosen, self.datamodule)
             callbacks.append(TensorBoardPictures())
         if fitting and chosen.logger is not False and not isinstance(chosen.logger, list | TensorBoardLogger):
-            step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
+            step = self.checkpoint.get("global_step", 0)  # a killed attempt may have logged later steps
             traced = not step and self.model.example_input_array is not None
             usual: dict[str, Any] = {"log_graph": traced, "default_hp_metric": False, "purge_step": step}
             name = self.run.name if self.run else None
@@ -210,7 +209,7 @@ class ThreeSevenCLI(LightningCLI):
         end["Training time"] += f" after the first {begun:,}" if begun else ""
         last = checkpoint = self.last and str(Path(self.last.dirpath, "last.ckpt"))
         if last:
-            trainer.save_checkpoint(last)  # the last epoch may not have been saved yet
+            trainer.save_checkpoint(last)  # the last epoch may not be saved yet
             checkpoint = self.best.best_model_path or last
             end["Checkpoint"] = os.path.relpath(checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -227,7 +226,7 @@ class ThreeSevenCLI(LightningCLI):
         self.report(rows | end)
 
     def tested(self, ckpt_path: str | None) -> dict[str, str]:
-        """What a checkpoint, or the network as it is, reaches on the test images, as rows; none without a test step."""
+        """Test a checkpoint, or the network as it is; the metrics as rows, none if the network has no test step."""
         if self.main_job and type(self.model).test_step is LightningModule.test_step:
             return {}
         data: dict[str, Any] = {"datamodule": self.datamodule, "weights_only": True, "verbose": False}

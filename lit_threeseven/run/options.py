@@ -1,4 +1,4 @@
-"""Options, checked and completed; the user's mistakes as sentences; metrics as rows."""
+"""Check and complete options; turn the user's mistakes into sentences, and metrics into rows."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ from lit_threeseven.weights import PRETRAINED
 
 PARSER_KEY = r'Parser key "(.+?)":'
 
-# The parser's words for a type, and a person's.
+# The parser's words for a type, and plain ones.
 WORDS = {
     r"<class 'int'>": "a whole number",
     r"<class 'float'>": "a number",
@@ -42,13 +42,13 @@ WORDS = {
     r"typing\.Literal\[(.*)\]": r"\1",
 }
 
-CHECKS = 20  # validations and saves of a fit, at most, unless the user says otherwise
+CHECKS = 20  # a fit validates and saves at most this often, unless the user says otherwise
 
 
 def with_model(command: list[str]) -> list[str]:
-    """Put the usual network first, so that --model replaces it.
+    """Put the default network first, so that --model replaces it.
 
-    As the parser's default, its arguments would be kept for the network that replaces it.
+    If it were the parser's default, the network that replaces it would get its arguments.
     """
     subcommand, *args = command
     if args[-1:] == ["--model.help"]:
@@ -57,7 +57,7 @@ def with_model(command: list[str]) -> list[str]:
 
 
 def settle(options: Namespace, work: list[str]) -> None:
-    """Refuse options that can't work, and fill in paths."""
+    """Refuse options that can't work, and expand paths."""
     trainer = options.trainer
     for group, name in ((trainer, "default_root_dir"), (options.data, "data_dir"), (options, "ckpt_path")):
         if group[name]:
@@ -83,12 +83,12 @@ def settle(options: Namespace, work: list[str]) -> None:
 
 
 def listed(value: Any) -> Any:
-    """A value as YAML gives it: a list in place of a tuple."""
+    """A value as YAML gives it: a list instead of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Choose the network that a checkpoint holds, with its arguments.
+    """Choose the network of a checkpoint, with its arguments.
 
     Arguments that name classes stay as the command line gives them, since a checkpoint must not import anything. The
     network's class changes only from `LitThreeSeven`, the default, to another one of this package.
@@ -133,7 +133,7 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
 
 @contextmanager
 def from_the_command_line(command: list[str]) -> Iterator[None]:
-    """In this context, objects are built from the user's options: any error becomes a UserError."""
+    """Turn any error into a UserError, where objects are built from the user's options."""
     try:
         yield
     except MisconfigurationException:
@@ -147,7 +147,7 @@ def from_the_command_line(command: list[str]) -> Iterator[None]:
 
 
 def try_out(options: Namespace, model: LightningModule, trainer: Any, command: list[str]) -> None:
-    """Build the chosen optimizer and scheduler for a weight of their own, and step them through all epochs.
+    """Try the chosen optimizer on a weight made for this, and the scheduler for all epochs, 10,000 at most.
 
     Raises:
         UserError: If that fails, or a callback watches a metric that the usual networks don't log.
@@ -184,7 +184,7 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
         return (
             "The processes of this run lost contact, or not all of them started "
             f"({text.partition('. This is typically')[0][:200]}). If none of them says why, start all nodes with the "
-            "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first."
+            "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first node."
         )
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     if isinstance(error, OSError) and (error.filename or error.errno in full):
@@ -212,12 +212,12 @@ def parsers(message: str) -> str:
         [what] if what and not keys[1:] else re.findall(r"^ +- (?!Expected|Does not|Problem|Parser)(.+)", message, re.M)
     )
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    if failed and value:  # to import or to build the class
+    if failed and value:  # importing or building the class failed
         return f"--{keys[0]} {name or value[1]}: {failed[0]}"
     expected = re.findall(r"Expected (?:an? (?!path)|(?=<))(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
-    if keys[1:] or keys == ["model"]:  # null would do for the whole network only, and we don't want that
+    if keys[1:] or keys == ["model"]:  # null could only replace the whole network, which is no use
         expected = [kind for kind in expected if kind != "null"]
     if keys and value and expected:
         choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
@@ -239,7 +239,7 @@ def meant(option: str) -> str:
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
-    """Lightning's metrics as rows for people: `test/auroc` becomes `Test AUROC`."""
+    """Lightning's metrics as rows of a table: `test/auroc` becomes `Test AUROC`."""
     rows = {}
     for key, value in metrics.items():
         name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")

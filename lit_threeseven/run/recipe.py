@@ -1,4 +1,4 @@
-"""The recipe of a run: what decides where training ends, and so must be the same when it resumes."""
+"""The recipe of a run: the settings that decide the weights after each step, and must stay the same on resuming."""
 
 import zlib
 from typing import Any
@@ -11,14 +11,14 @@ from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.resumable import check_weights, plain
 
-# Options that decide where training ends, besides those of model, optimizer and scheduler.
+# Options that decide the weights after each step, besides those of model, optimizer and scheduler.
 DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
 DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
 DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
 
 
 def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are not finite or not this network's, or that tells of another recipe."""
+    """Refuse a checkpoint whose weights are not finite or not this network's, or that was made with other settings."""
     try:
         check_weights(model, checkpoint)
     except ValueError as error:
@@ -32,7 +32,7 @@ def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wante
     changing = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
     unchanged = not any(made_with.get(f"optimizer.{name}") for name in changing)
     if unchanged and (made_with["optimizer"], wanted.get("optimizer")) == ("SGD", "GradientDescent"):
-        # until release 0.1 the default was torch's SGD, whose update is the same but for rounding
+        # until release 0.1 the default was torch's SGD, whose update is the same except for rounding
         made_with["optimizer"] = "GradientDescent"
     differing = [
         f"{name} {made_with[name]} instead of {value}"
@@ -44,7 +44,7 @@ def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wante
 
 
 def recipe(options: Namespace, model: L.LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
-    """What decides where training ends: a run can't be resumed with anything else."""
+    """The settings that decide the weights after each step: a run resumes only with the same ones."""
     settings = {name: options[name] for name in DECIDING}
     given = {name: plain(value) for name, value in options.model.get("init_args", Namespace()).as_dict().items()}
     given |= dict(model.hparams)
@@ -53,7 +53,7 @@ def recipe(options: Namespace, model: L.LightningModule, data: ThreeSevenDataMod
         settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
     used: Any = options.get("optimizer")
     if not used and type(model).configure_optimizers is LitThreeSeven.configure_optimizers:
-        own: Any = model.configure_optimizers()  # that of a subclass may need a Trainer at work
+        own: Any = model.configure_optimizers()  # a subclass's may need a running Trainer
         used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
     for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
         if kind == "lr_scheduler" or chosen:

@@ -14,14 +14,14 @@ from lit_threeseven.weights import write_whole
 
 
 class PredictionsFile(L.Callback):
-    """Write what `predict_step` gives for the test images: a row for each, in their order, on any number of devices.
+    """Write the results of `predict_step` for the test images, one row per image, in order, on any number of devices.
 
-    The columns are the image's number, the digit it shows, and what the network gives: one for each entry of a
-    dictionary, or several if an entry holds several numbers per image.
+    The columns are the image's number, the digit it shows, and the network's results: one column for each entry of a
+    dictionary, or several if an entry has several numbers per image.
 
     Args:
-        data: Where the images come from.
-        path: The file; None writes none.
+        data: The data module of the images.
+        path: File to write; None writes nothing.
 
     Attributes:
         images: How many rows there are.
