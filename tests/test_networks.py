@@ -96,7 +96,7 @@ def test_the_main_job_trains_layers_and_its_checkpoint_says_what_it_is(cli):
     code, _, error = cli("fit", "--ckpt_path", path)
     assert code == 1
     kept, own = "lit_threeseven.networks.layers.LitThreeSevenMLP", "lit_threeseven.module.LitThreeSeven"
-    assert f"holds {kept}, not {own}" in error
+    assert f"is of {kept}, not {own}" in error
     code, _, error = cli("test", *MLP, "--model.hidden_sizes=[7]", "--ckpt_path", path)
     assert code == 1
     assert "The checkpoint has model.hidden_sizes [20, 10], not [7]; drop that option" in error
