@@ -80,7 +80,7 @@ def test_best_checkpoint_is_the_one_with_the_smallest_validation_loss(cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2, 3])  # 0 is that of the next test
 def test_main_job_reaches_98_2_percent_whatever_the_seed(cli, seed):
     code, table, _ = cli("--seed_everything", str(seed), "--data.seed", str(seed))
     assert code == 0

@@ -61,15 +61,16 @@ class FitProgressBar(ProgressBar):
         if not notebook and not sys.stderr.isatty():
             self._tenth = int(10 * trainer.global_step / total)
             return
-        columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty
+        # left to tqdm, a terminal that doesn't report its size stays empty; Python 3.10 says that it is 0 × 0
+        columns, lines = shutil.get_terminal_size()
         self._bar = tqdm(
             desc=_text(trainer, trainer.current_epoch + 1),
             total=total,
             initial=trainer.global_step,
             bar_format="Training |{bar:20}| {desc}" + (", {remaining} left" if total < float("inf") else ""),
             miniters=1,  # otherwise tqdm guesses how often to look at the clock
-            ncols=columns,
-            nrows=lines,
+            ncols=columns or 80,
+            nrows=lines or 24,
             file=_Cell() if notebook else sys.stderr,
         )
 
