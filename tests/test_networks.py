@@ -103,14 +103,14 @@ def test_the_main_job_trains_layers_and_its_checkpoint_says_what_it_is(cli):
     cli("fit", "--trainer.max_epochs", "1", "--run", "single")
     code, _, error = cli("test", "--model", "LitThreeSevenMLP", "--run", "single")
     assert code == 1
-    assert "holds lit_threeseven.module.LitThreeSeven, not lit_threeseven.networks.layers.LitThreeSevenMLP" in error
+    assert "is of lit_threeseven.module.LitThreeSeven, not lit_threeseven.networks.layers.LitThreeSevenMLP" in error
 
 
 def test_a_checkpoint_of_another_network_is_refused_from_python(trainer, tmp_path):
     run = trainer(max_epochs=1)
     run.fit(LitThreeSeven(), ThreeSevenDataModule())
     run.save_checkpoint(tmp_path / "single.ckpt")
-    with pytest.raises(ValueError, match=r"holds lit_threeseven.module.LitThreeSeven, not .*LitThreeSevenMLP"):
+    with pytest.raises(ValueError, match=r"is of lit_threeseven.module.LitThreeSeven, not .*LitThreeSevenMLP"):
         LitThreeSevenMLP.load_from_checkpoint(tmp_path / "single.ckpt")
 
 

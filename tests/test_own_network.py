@@ -120,7 +120,7 @@ def test_its_checkpoint_keeps_class_and_arguments_and_is_used_by_that_class_only
     for command in ("test", "fit"):
         code, output, error = own(command, "--run", "r", "--trainer.max_epochs", "3")
         assert (code, output) == (1, "")
-        assert re.search("holds strangers.Tanh, not lit_threeseven.*--model strangers.Tanh", error)
+        assert re.search("is of strangers.Tanh, not lit_threeseven.*--model strangers.Tanh", error)
     code, _, error = own("test", "--model", "strangers.Tanh", "--model.width", "5", "--run", "r")
     assert code == 1
     assert "model.width 4, not 5" in error
