@@ -97,10 +97,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
         lost = ~(slopes.abs() < 16)
         sums = ctx.product.transposed_times(slopes / SLOPE)
-        sums = torch.cat([sums, lost.sum(0, keepdim=True).expand(2, 1)], 1).long()
-        low, high = over_processes(sums).double()
-        sums = torch.where(low[-1:] > 0, math.nan, (high * 2.0**28 + low) * SLOPE)[:-1]
-        return None, (sums[:-1] / 255).float().unsqueeze(1), sums[-1:].float()
+        sums = over_processes(torch.cat([*sums, lost.sum(0)]).long()).double()
+        low, high, lost = sums.split(len(sums) // 2)
+        gradients = (low + high * 2.0**28).masked_fill_(lost > 0, math.nan) * SLOPE
+        return None, (gradients[:-1] / 255).float().unsqueeze(1), gradients[-1:].float()
 
 
 def sigmoid(x: Tensor) -> Tensor:

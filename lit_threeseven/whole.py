@@ -10,24 +10,29 @@ A number is written in words of 28 bits: a sum of 2^17 products of a byte and a 
 
 import warnings
 import weakref
-from functools import cache
-from typing import Any
+from functools import cache, reduce
 
 import torch
 from torch import Tensor, distributed
 
 WORD = 28  # bits
-BITS = 4  # of a digit of a packed product
-TERMS = 2**13  # of a packed sum, which is float32: a product of a byte and a digit, -8 to 8, has 11 bits
+SUM = 24  # bits that a packed sum may have: it is float32
 ROWS = 512  # images whose bytes are made float64 at once on a CPU: as many as stay in its cache
 
 
 @cache
 @torch.inference_mode(False)
-def powers(device: torch.device, bits: int, digits: int) -> tuple[Tensor, Tensor]:
-    """What each digit stands for: 2 to the power of 0, `bits`, …, ``(digits,)`` float64; and one over it, a column."""
-    values = (1 << bits * torch.arange(digits, device=device)).double()
-    return values, (1 / values).unsqueeze(1)
+def powers(device: torch.device, dtype: torch.dtype, bits: int, digits: int) -> Tensor:
+    """What each digit stands for: 2 to the power of 0, `bits`, …, ``(digits,)``."""
+    return (1 << bits * torch.arange(digits, device=device)).to(dtype)
+
+
+@cache
+@torch.inference_mode(False)
+def fractions(device: torch.device, dtype: torch.dtype, bits: int, digits: int) -> Tensor:
+    """One over each of the `powers`, and a 0, ``(digits + 1, 1)``."""
+    inverse = 1 / powers(device, dtype, bits, digits)
+    return torch.cat([inverse, inverse.new_zeros(1)]).unsqueeze(1)
 
 
 def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
@@ -41,17 +46,16 @@ def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
     Returns:
         ``(digits, N)``, of the type of `numbers`.
     """
-    parts = (numbers.t() * powers(numbers.device, bits, digits)[1].to(numbers.dtype)).round_()
-    parts[:-1] -= 2**bits * parts[1:]
-    return parts
+    parts = (numbers.t() * fractions(numbers.device, numbers.dtype, bits, digits)).round_()
+    return torch.sub(parts[:-1], parts[1:], alpha=2**bits)
 
 
 class Product:
     """Bytes, ``(N, D)``, times whole numbers in float64, which every device has but Apple's."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x = x if len(x) > ROWS else x.double()
         self.rows = ROWS if x.device.type == "cpu" else 2**14
+        self.x = x if len(x) > self.rows else x.double()
 
     def times(self, numbers: Tensor) -> Tensor:
         """The sums of each row: numbers, ``(D, 1)`` float32, as one word; ``(N,)`` float64."""
@@ -65,44 +69,54 @@ class Product:
             ``(2, D + 1)`` float64.
         """
         words = split(numbers.double(), WORD, 2)
-        pairs = zip(self.x.split(self.rows), words.split(self.rows, 1), strict=True)
-        parts = [[word @ x for word in part] for x, part in ((x.double(), part) for x, part in pairs)]
-        sums = torch.stack([torch.stack(part) for part in parts]).sum(0)
+        pairs = zip(words.split(self.rows, 1), self.x.split(self.rows), strict=True)
+        sums = reduce(torch.add, (part @ x.double() for part, x in pairs))
         return torch.cat([sums, words.sum(1, keepdim=True)], 1)
 
 
-class Packed:
-    """The same by FBGEMM's integer product: bytes minus 128, packed once in each direction, times digits of 4 bits."""
+class Matrix:
+    """Bytes, ``(N, D)``, packed for FBGEMM's integer product.
 
-    def __init__(self, x: Tensor) -> None:
-        self.by_rows, self.by_columns = self.pack(x), self.pack(torch.cat([x.t(), x.new_ones(1, len(x))]))
+    A byte, less 128, times a digit has 7 bits more than the digit. So a sum may have ``2**(SUM - 7 - bits)`` terms, and
+    more columns than that are packed in parts.
 
-    @staticmethod
-    def pack(x: Tensor) -> list[Any]:
-        """Parts of the columns of bytes, ``(N, D)``."""
+    Args:
+        x: The bytes.
+        bits: Of a digit. Fewer allow more terms, more need fewer digits.
+    """
+
+    def __init__(self, x: Tensor, bits: int) -> None:
+        self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that quantized tensors will be removed; then `packs` says no
-            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(TERMS, 1)]
+            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
             numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
-            return [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
+            self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
 
-    @staticmethod
-    def multiply(numbers: Tensor, words: int, parts: list[Any]) -> Tensor:
-        """Sums of numbers, ``(D, 1)``, times a packed matrix, as words, ``(words, N)`` float64."""
+    def times(self, numbers: Tensor, words: int) -> Tensor:
+        """The sums of each row: numbers, ``(D, 1)`` float32, as so many words; ``(words, N)`` float64."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        each = WORD // BITS
-        pairs = zip(split(numbers, BITS, words * each).split(TERMS, 1), parts, strict=True)
-        sums = torch.stack([multiply(digits, 1.0, 2 ** (BITS - 1), part) for digits, part in pairs])
-        total = sums.sum(0, dtype=torch.float64).view(words, each, -1)
-        return powers(numbers.device, BITS, each)[0] @ total
+        each = WORD // self.bits
+        digits = (split(part, self.bits, words * each) for part in numbers.split(self.terms))
+        pairs = zip(digits, self.parts, strict=True)
+        made = (multiply(part, 1.0, 2 ** (self.bits - 1), columns).double() for part, columns in pairs)
+        sums: Tensor = reduce(torch.add, made)
+        return powers(sums.device, sums.dtype, self.bits, each) @ sums.view(words, each, -1)
+
+
+class Packed:
+    """As `Product`, by integer products: for bytes that are multiplied many times."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.transposed = Matrix(x, 7), Matrix(torch.cat([x.t(), x.new_ones(1, len(x))]), 4)
 
     def times(self, numbers: Tensor) -> Tensor:
         """As `Product.times`."""
-        return self.multiply(numbers, 1, self.by_rows)[0]
+        return self.x.times(numbers, 1)[0]
 
     def transposed_times(self, numbers: Tensor) -> Tensor:
         """As `Product.transposed_times`."""
-        return self.multiply(numbers, 2, self.by_columns)
+        return self.transposed.times(numbers, 2)
 
 
 @cache

@@ -52,10 +52,10 @@ def joined(words: Tensor) -> list[int]:
     return [sum(int(word) << 28 * k for k, word in enumerate(pair)) for pair in words.t().tolist()]
 
 
-@pytest.mark.parametrize("terms", [whole.TERMS, 7])
+@pytest.mark.parametrize("bits", [whole.SUM, 14])
 @pytest.mark.parametrize("rows", [1, 2, 3, 17, 1100])
-def test_products_are_those_of_integers_however_bright_the_pixels(product, rows, terms, monkeypatch):
-    monkeypatch.setattr(whole, "TERMS", terms)
+def test_products_are_those_of_integers_however_bright_the_pixels(product, rows, bits, monkeypatch):
+    monkeypatch.setattr(whole, "SUM", bits)  # 14: parts of one term and of eight
     monkeypatch.setattr(whole, "ROWS", 70)
     random = torch.Generator().manual_seed(rows)
     for x in (torch.randint(0, 256, (rows, 50), generator=random).byte(), torch.full((rows, 50), 255).byte()):
@@ -69,10 +69,12 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
 
 def test_the_largest_sums_are_exact():
     """As many rows as a packed sum may have, and as many as `keep` takes, all of them white."""
-    for product, rows in ((whole.Packed, whole.TERMS), (whole.Product, 2**17)):
+    for product, rows in ((whole.Packed, 2**13), (whole.Product, 2**17)):
         x, slopes = torch.full((rows, 2), 255).byte(), torch.full((rows, 1), 2.0**55 - 2.0**31)
         total = rows * (2**55 - 2**31)
         assert joined(product(x).transposed_times(slopes)) == [255 * total, 255 * total, total]
+    wide = torch.full((2, 2**10), 255).byte()
+    assert whole.Packed(wide).times(torch.full((2**10, 1), -(2.0**27))).tolist() == [-255 * 2**37] * 2
 
 
 def test_without_rows_all_sums_are_zero():
