@@ -27,7 +27,7 @@ WORK = 640  # pixels of the longer side in which the digit is looked for
 COARSE = 64  # pixels of the longer side in which the paper is estimated
 CORNER = 5  # of these: how much of a corner of the paper a median may round off
 LEVELS = (0.5, 0.25, 0.12)  # of the strongest contrast: what is above one of them may be ink
-GAPS = (0.0, 0.012, 0.03)  # of the longer side: how far apart strokes of a digit may be
+GAP = 0.012  # of the longer side: strokes of a digit that are nearer than this are one group
 LEAST = 32  # of 255: a picture of which no pixel differs more from the paper has no ink
 FAINT = 18  # of 255: less is never ink
 GROUPS = 5  # with the most ink are tried, at each level and gap
@@ -42,14 +42,12 @@ TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # share of a clear picture's paper that may differ more than that
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
-# What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
-# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that
-# it is a blot, that there is a frame around it, that it is a line, and, of all ink at once, that nothing was left out.
-EDGE, FADED, CUT, SMALL, BLOT, WHOLE, FRAMED, LINED = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03, 0.3, 0.2
+# What speaks against a group, as if it were so much farther from the training images: that the picture's edge cuts it
+# off, that it is small, that it is a blot, that it is a line.
+CUT, SMALL, BLOT, LINED = 0.1, 0.1, 0.1, 0.2
 NARROW = 0.15  # of its length: what is narrower is a line
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
-HAZE = 0.06  # share of an image's pixels with faint ink that no test image has
 ROUGH = 0.25  # of the strongest contrast: where half of the picture differs more from the paper, there is no paper
 UNLIKE = 0.2  # cosine distance that one test image in twenty exceeds, and four in five of other digits
 
@@ -89,12 +87,12 @@ def find(picture: Image.Image) -> list[Found]:
     colours, scale = pictures.colours(picture)
     found, rough = [*_clear(colours)], False
     if not found:
-        contrast, spread = differences(colours)
+        contrast = differences(colours)
         small = max(contrast.shape) <= 2 * pictures.SIDE  # a digit may fill it, and there is no light to speak of
         faint = contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2
         if faint and not small:
             raise NoInkError("there is no ink")
-        found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
+        found = [*_whole(colours), *(() if faint else _groups(contrast))]
         rough = not small and bool(np.median(contrast) > ROUGH * contrast.max())
     if not found:
         raise NoInkError("there is no ink")
@@ -109,7 +107,6 @@ def find(picture: Image.Image) -> list[Found]:
         box = found[k].box
         if marks and not (
             scores[k] < MARK
-            and found[k].contrast > 0.5 * found[best].contrast
             and found[k].area > THIN * found[best].area
             and 0.5 < _length(box) / _length(boxes[0]) < 2
             and all(_apart(box, other) for other in boxes)
@@ -176,14 +173,12 @@ class Candidate:
     Attributes:
         image: ``(28, 28)``, 0 to 1.
         box: Of the ink.
-        contrast: How strong the ink is, 0 to 255.
         area: Pixels of ink.
         doubt: What speaks against it, in units of the distance from the training images.
     """
 
     image: Array
     box: Box
-    contrast: float
     area: int
     doubt: float
 
@@ -200,10 +195,7 @@ def _whole(colours: Array) -> Iterator[Candidate]:
         return
     rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    image = pictures.place(ink)
-    doubt = WHOLE + FRAMED * framed(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0.55)
-    haze = ((image > 0.02) & (image < 0.2)).mean()  # a shadow that counts as faint ink
-    yield Candidate(image, box, 255, int((ink > 0.55).sum()), doubt + 2 * max(0, haze - HAZE))
+    yield Candidate(pictures.place(ink), box, int((ink > 0.55).sum()), 0)
 
 
 def _clear(colours: Array) -> Iterator[Candidate]:
@@ -237,7 +229,7 @@ def _clear(colours: Array) -> Iterator[Candidate]:
         return
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     inside = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    yield Candidate(pictures.place(thicken(inside.clip(0, 1))), box, 255, int(drawn.sum()), 0)
+    yield Candidate(pictures.place(thicken(inside.clip(0, 1))), box, int(drawn.sum()), 0)
 
 
 def framed(drawn: NDArray[np.bool_]) -> bool:
@@ -247,49 +239,34 @@ def framed(drawn: NDArray[np.bool_]) -> bool:
     return bool(min(side.mean() for side in sides) > 0.9)
 
 
-def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
+def _groups(contrast: Array) -> Iterator[Candidate]:
     """Groups of ink that lie near one another, each as an image."""
     height, width = contrast.shape
     peak = ndimage.uniform_filter(contrast, 3).max()
     noise = 1.5 * np.median(contrast)
-    seen = set()
+    reach = round(GAP * max(height, width))
     for level in LEVELS:
-        least = max(level * peak, FAINT, 4 * noise)
-        mask = without_lines(contrast > least)
-        for gap in GAPS:
-            reach = round(gap * max(mask.shape))
-            joined = ndimage.maximum_filter(mask, 2 * reach + 1) if reach else mask
-            labels, count = ndimage.label(joined, np.ones((3, 3)))
-            if not count:
+        mask = without_lines(contrast > max(level * peak, FAINT, 4 * noise))
+        labels, _ = ndimage.label(ndimage.maximum_filter(mask, 2 * reach + 1), np.ones((3, 3)))
+        labels[~mask] = 0
+        sizes = np.bincount(labels.flat)
+        sizes[0] = 0
+        places = ndimage.find_objects(labels)
+        for k in sizes.argsort()[::-1][:GROUPS]:
+            if sizes[k] < 12:
+                break
+            rows, columns = places[k - 1]
+            box = (columns.start, rows.start, columns.stop, rows.stop)
+            sides = rows.stop - rows.start, columns.stop - columns.start
+            if max(sides) < max(8, 0.03 * max(height, width)):
                 continue
-            sizes = np.bincount(labels[mask], minlength=count + 1)
-            places = ndimage.find_objects(labels)
-            for k in sizes.argsort()[::-1][:GROUPS]:
-                if sizes[k] < 12:
-                    break
-                rows, columns = places[k - 1]
-                ink = (labels[rows, columns] == k) & mask[rows, columns]
-                down, across = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
-                top, left = rows.start + down[0], columns.start + across[0]
-                box = (left, top, columns.start + across[-1] + 1, rows.start + down[-1] + 1)
-                if _length(box) < max(8, 0.03 * max(mask.shape)) or (box, sizes[k]) in seen:
-                    continue
-                seen.add((box, sizes[k]))
-                strong = np.median(contrast[rows, columns][ink])
-                doubt = EDGE * (spread[rows, columns][ink] > strong / 2).mean() + FADED * (1 - min(1, strong / peak))
-                doubt += FRAMED * framed(ink[down[0] : down[-1] + 1, across[0] : across[-1] + 1])
-                doubt += LINED * (min(len(down), len(across)) < NARROW * max(len(down), len(across)))
-                doubt += SMALL * (1 - _length(box) / max(height, width))
-                doubt += CUT * (box[0] == 0 or box[1] == 0 or box[2] == width or box[3] == height)
-                yield Candidate(
-                    _image(contrast, labels, int(k), mask, box), box, float(strong), int(sizes[k]), float(doubt)
-                )
+            doubt = LINED * (min(sides) < NARROW * max(sides)) + SMALL * (1 - max(sides) / max(height, width))
+            doubt += CUT * (rows.start == 0 or columns.start == 0 or rows.stop == height or columns.stop == width)
+            yield Candidate(_image(contrast, labels == k, box), box, int(sizes[k]), doubt)
 
 
-def differences(colours: Array) -> tuple[Array, Array]:
-    """How much each pixel differs from every colour of the paper near it, ``(H, W)``, and how much these differ.
-
-    Both are from 0 to 255.
+def differences(colours: Array) -> Array:
+    """How much each pixel differs from every colour of the paper near it, ``(H, W)``, 0 to 255.
 
     The paper is the median of a wide neighbourhood. Where two kinds of paper meet, as at a table's or a shadow's edge,
     all colours between the two are paper too.
@@ -308,7 +285,7 @@ def differences(colours: Array) -> tuple[Array, Array]:
     misfit = ((moved - coarse) ** 2).sum(-1)
     misfit[1:] += FAINT**2
     paper = np.take_along_axis(moved, misfit.argmin(0)[None, ..., None], 0)[0]
-    total, spread = np.zeros((2, height, width), np.float32)
+    total = np.zeros((height, width), np.float32)
     for channel in range(3):
         low, high = (
             np.asarray(
@@ -318,8 +295,7 @@ def differences(colours: Array) -> tuple[Array, Array]:
         )
         values = colours[..., channel]
         total += np.maximum(np.maximum(low - values, values - high), 0) ** 2
-        spread += (high - low) ** 2
-    return np.sqrt(total / 3), np.sqrt(spread / 3)
+    return np.sqrt(total / 3)
 
 
 def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -347,12 +323,12 @@ def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask
 
 
-def _image(contrast: Array, labels: NDArray[np.int32], k: int, mask: NDArray[np.bool_], box: Box) -> Array:
+def _image(contrast: Array, group: NDArray[np.bool_], box: Box) -> Array:
     """The image of one group of ink."""
     left, top, right, bottom = box
     edge = 3
     window = slice(max(0, top - edge), bottom + edge), slice(max(0, left - edge), right + edge)
-    own = (labels[window] == k) & mask[window]
+    own = group[window]
     near = ndimage.maximum_filter(own, 2 * edge - 1)
     strength = contrast[window] * near
     wide = 0.1 * _length(box)
