@@ -128,7 +128,7 @@ def test_modes_of_scanners_and_printers_are_read(models, mode, paper, ink, tmp_p
     seven(mode, paper, ink).save(tmp_path / "seven.tif")
     with Image.open(tmp_path / "seven.tif") as picture:
         (found,) = find(picture)
-    assert found.like == 7
+    assert found.certain
     assert all(model(found.image.unsqueeze(0)) < 0.5 for model in models)
 
 

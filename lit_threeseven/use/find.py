@@ -12,6 +12,7 @@ them, and starts in a sixth of the time that torch takes.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,14 +64,12 @@ class Found:
         image: ``(28, 28)`` float32, 0 (paper) to 1 (ink), as MNIST's images.
         box: Left, top, right and bottom of the ink, in pixels of the picture as it is seen, turned by its EXIF data.
         distance: One minus the cosine between the image and the nearest training image, 0 to 1.
-        like: The digit of that training image.
         certain: Whether it is like training images, as 19 of 20 test images are.
     """
 
     image: Tensor
     box: Box
     distance: float
-    like: int
     certain: bool
 
 
@@ -97,7 +96,7 @@ def find(picture: Image.Image) -> list[Found]:
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
-    distances, like = nearest(images)
+    distances = nearest(images)
     blots = (images.flatten(1).norm(dim=1) - INK).clamp(min=0)
     scores = distances + torch.tensor([one.doubt for one in found]) + BLOT * blots
     marks: list[Found] = []
@@ -116,7 +115,7 @@ def find(picture: Image.Image) -> list[Found]:
         boxes.append(box)
         inside = tuple(round(side * scale) for side in box)
         certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED and not rough)
-        marks.append(Found(images[k], inside, distances[k].item(), int(like[k]), certain))
+        marks.append(Found(images[k], inside, distances[k].item(), certain))
     return marks
 
 
@@ -125,45 +124,21 @@ def every(picture: Image.Image) -> list[Found]:
     return sorted(find(picture), key=lambda one: one.box)
 
 
-def remark(found: list[Found], digit: int) -> str:
-    """What else one should know of the digits found in a picture.
-
-    Args:
-        found: As `find` gives it.
-        digit: What the network takes the first one for.
-
-    Returns:
-        "there are N marks", "unlike all training images", "uncertain: most like a N", or nothing.
-    """
-    if len(found) > 1:
-        return f"there are {len(found)} marks"
-    if not found[0].certain:
-        return "unlike all training images"
-    return f"uncertain: most like a {found[0].like}" * (digit != found[0].like)
-
-
-def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """How far images are from the nearest training image, and the digit that it shows.
-
-    Args:
-        x: ``(N, 28, 28)``, 0 to 1.
-
-    Returns:
-        One minus the cosine, ``(N,)`` float32, 0 to 1; the digits, ``(N,)`` int64.
-    """
-    images, digits = training_images()
-    cosine, row = (torch.nn.functional.normalize(x.flatten(1)) @ images.t()).max(1)
-    return 1 - cosine, digits[row]
+def nearest(x: Tensor) -> Tensor:
+    """How far images, ``(N, 28, 28)``, are from the nearest training image: one minus the cosine, ``(N,)``, 0 to 1."""
+    return 1 - (torch.nn.functional.normalize(x.flatten(1)) @ _training_images().t()).amax(1)
 
 
 @cache
-def training_images() -> tuple[Tensor, Tensor]:
-    """The bundled ones, each divided by its length as a vector, ``(12396, 784)``, and their digits, ``(12396,)``."""
-    folder = pictures.BUNDLED / "MNIST" / "raw"
-    pixels = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
-    digits = np.frombuffer((folder / "train-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-    images = torch.from_numpy(pixels.reshape(-1, 784).astype(np.float32))
-    return torch.nn.functional.normalize(images), torch.from_numpy(digits.astype(np.int64))
+def _training_images() -> Tensor:
+    return torch.nn.functional.normalize(bundled_images("train").flatten(1))
+
+
+def bundled_images(part: Literal["train", "t10k"]) -> Tensor:
+    """The training images or the test images that come with the package, ``(N, 28, 28)`` float32, 0 to 1."""
+    file = pictures.BUNDLED / "MNIST" / "raw" / f"{part}-images-idx3-ubyte"
+    pixels = np.frombuffer(file.read_bytes(), np.uint8, offset=16)
+    return torch.from_numpy(pixels.reshape(-1, pictures.SIDE, pictures.SIDE) / np.float32(255))
 
 
 @dataclass
