@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class, and torch with it, when it is asked for: until then the command can be stopped."""
+    """Import a class, and torch with it, only when it is used, so that Ctrl-C can stop the command until then."""
     homes = {"LitThreeSeven": "lit_threeseven.module", "ThreeSevenDataModule": "lit_threeseven.datamodule"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,23 +31,23 @@ options:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command; Ctrl-C and SIGTERM end it with one line from the very first moment, a closed pipe without one."""
+    """Run a command; Ctrl-C and SIGTERM end it with one line from the very first moment, a closed pipe silently."""
     try:
         dispatch(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python still writes at exit
         sys.exit(128 + signal.SIGPIPE)
 
 
 def dispatch(args: list[str]) -> None:
     """Run the command that is named first, or the main job."""
     if "WORLD_SIZE" not in os.environ:
-        os.environ.pop("LOCAL_RANK", None)  # left over: this process is alone
+        os.environ.pop("LOCAL_RANK", None)  # a leftover: this process is alone
     signals.take(signals.end)
-    signals.hold(False)  # which the process that started this one may have held
+    signals.hold(False)  # the process that started this one may have held them
     sys.path.append("")  # this folder, where --model may find a class of the user's own
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it works too
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if there is no home folder, but works
     name = args[0] if args else ""
     if name in ("-h", "--help"):
         print(HELP.format("\n".join(f"  {name:11} {what}" for name, what in commands.COMMANDS.items())).rstrip())

@@ -1,7 +1,7 @@
 """Threes and sevens as tensors: find MNIST's files, check them, read them, keep two digits, label.
 
-The files are in a folder that torchvision calls an MNIST root: `BUNDLED_ROOT`, which is shipped inside this package and
-has only the threes and sevens, or a full one.
+The files are in a folder that torchvision calls an MNIST root: either `BUNDLED_ROOT`, which comes with this package and
+contains only the threes and sevens, or one with all of MNIST.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from lit_threeseven.errors import UserError
 BUNDLED_ROOT = Path(__file__).parent / "bundled"
 BUNDLED_DIGITS = (3, 7)
 
-# The files of an MNIST root, with the SHA-256 sums of the bundled ones.
+# The files of an MNIST root, with the SHA-256 sums of the bundled files.
 FILES = {
     "train-images-idx3-ubyte": "351d1ab6d8ecb678487a1d28afc7d907f7f4cc8b801bf424ab024462eb30a01a",
     "train-labels-idx1-ubyte": "389d50d809b3ddfe6d5530a3f5e54be9fa89b9e900cd1a549aac821c8f7a2b16",
@@ -29,14 +29,14 @@ FILES = {
 
 
 def check_digits(digits: Sequence[int]) -> tuple[int, int]:
-    """Two different digits from 0 to 9 as a tuple; raises UserError for anything else."""
+    """Return two different digits from 0 to 9 as a tuple; raise a UserError for anything else."""
     if len(digits) != 2 or digits[0] == digits[1] or not set(digits) <= set(range(10)):
         raise UserError(f"digits must be two different digits from 0 to 9, such as (3, 7), got {tuple(digits)}.")
     return int(digits[0]), int(digits[1])
 
 
 def raw_folder(root: str | Path) -> Path:
-    """The folder inside an MNIST root in which torchvision keeps the four files; ``~`` is the home folder."""
+    """The folder inside an MNIST root where torchvision keeps the four files; ``~`` is the home folder."""
     return Path(root).expanduser() / "MNIST" / "raw"
 
 
@@ -44,7 +44,7 @@ def load(root: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor
     """Read the images of two digits, in MNIST's own order.
 
     Args:
-        root: Folder that holds ``MNIST/raw`` with MNIST's four files.
+        root: Folder that contains ``MNIST/raw`` with MNIST's four files.
         digits: Two digits, 0 to 9. The first gets label 1, the second label 0.
         train: True for the training set, False for the test set.
 
@@ -63,13 +63,13 @@ def load(root: str | Path, digits: tuple[int, int], train: bool) -> tuple[Tensor
 
 
 def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Read one part of an MNIST root, after checking that its files are whole; the arguments are those of `load`.
+    """Read the training or test set of an MNIST root, after checking that its files are intact; arguments as in `load`.
 
     Returns:
         Images ``(N, 28, 28)`` uint8, 0 to 255, and the digits that they show, ``(N,)`` int64, 0 to 9.
 
     Raises:
-        UserError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the shipped one.
+        UserError: If a file is missing, truncated, not an MNIST file, or, in the bundled root, not the original one.
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file  # half a second
 
@@ -96,9 +96,9 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def download(root: str | Path) -> None:
-    """Make sure that all of MNIST is there, downloading it with torchvision if it is absent.
+    """Download all of MNIST with torchvision, unless it is already there.
 
-    A download is complete and checked before any of it appears in ``root``, so several processes may prepare the same
+    A download is completed and checked before any of it appears in ``root``, so several processes may prepare the same
     folder at once, and an interrupted download leaves no partial file.
 
     Raises:

@@ -25,7 +25,7 @@ SHORT |= {"LitThreeSevenMLP": "lit_threeseven.networks.layers.LitThreeSevenMLP"}
 
 
 def plain(value: Any) -> Any:
-    """A value as a checkpoint can keep it: numbers of numpy or torch become Python's, also within sequences."""
+    """A value that a checkpoint can store: numbers of numpy or torch become Python's, even within sequences."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Real) and not isinstance(value, int | float):
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 
 def arguments(kind: type, kept: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments that a checkpoint keeps those that a class takes, and no name of code to call."""
+    """The arguments in a checkpoint that a class takes, without any name of code to call."""
     parameters = inspect.signature(kind).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = {str(name): value for name, value in dict(kept).items()}
@@ -44,7 +44,7 @@ def arguments(kind: type, kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def full_name(kind: type) -> str:
-    """A class's module and name, as ``--model`` takes them: "nets.Shifted", also if nets.py is the running script."""
+    """A class's module and name, as ``--model`` takes them: "nets.Shifted", even if nets.py is the running script."""
     module = kind.__module__
     if module in ("__main__", "__mp_main__"):
         main = sys.modules[module]
@@ -67,7 +67,7 @@ class PlainArguments(HyperparametersMixin):
 
 
 class ResumableData(PlainArguments, L.LightningDataModule):
-    """A `LightningDataModule` that is loaded from a checkpoint without running any code that the file may hold."""
+    """A `LightningDataModule` that is loaded from a checkpoint without running any code in the file."""
 
     @classmethod
     def load_from_checkpoint(
@@ -101,15 +101,15 @@ def check_versions() -> None:
 
 
 class Resumable(PlainArguments, L.LightningModule):
-    """A `LightningModule` for whose checkpoints any Trainer does, and that can be shared.
+    """A `LightningModule` that any Trainer can save and resume, and that can be shared.
 
-    They are loaded without running any code that a file may hold, into a network of the class that saved them; training
-    resumes after the last batch trained; and weights that are not finite are never saved.
+    Its checkpoints are loaded without running any code in the file, into a network of the class that saved them.
+    Training resumes after the last batch trained, and non-finite weights are never saved.
     """
 
     __call__: Callable[..., torch.Tensor]  # torch says Any
 
-    training_facts: dict[str, Any] = {}  # noqa: RUF012  # what a checkpoint says of its training, for a model card
+    training_facts: dict[str, Any] = {}  # noqa: RUF012  # what a checkpoint says about its training, for a model card
 
     @classmethod
     def load_from_checkpoint(
@@ -121,19 +121,20 @@ class Resumable(PlainArguments, L.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A network with the arguments and the weights of a checkpoint; never runs code that it may hold.
+        """Load a network with the arguments and weights of a checkpoint, without running any code in the file.
 
         Args:
             checkpoint_path: A file's path, or an open file.
             map_location: Device of the network; None means the CPU.
             hparams_file: Unused: the arguments are those in the checkpoint.
-            strict: Whether the weights must be the network's, no more and no fewer; None means as `strict_loading`.
+            strict: Whether the weights must match the network's exactly, without missing or extra ones; None means as
+                `strict_loading`.
             weights_only: Unused: nothing else is ever read.
             **kwargs: Arguments of the network in place of those in the checkpoint.
 
         Raises:
             OSError: If the file can't be read.
-            UserError: If it is no checkpoint, holds objects that could run code, or another network.
+            UserError: If it is not a checkpoint, contains objects that could run code, or is of another network.
         """
         checkpoint = read(checkpoint_path, map_location or "cpu")
         check_class(cls, checkpoint)
@@ -150,12 +151,12 @@ class Resumable(PlainArguments, L.LightningModule):
         """A trained network, in evaluation mode, on the CPU.
 
         Args:
-            folder: What `save_pretrained` has written; None means the network for threes and sevens that ships with the
-                package, which `scripts/pretrained.py` made.
+            folder: Folder that `save_pretrained` wrote; None means the network for threes and sevens that ships with
+                the package, made by `scripts/pretrained.py`.
 
         Raises:
             OSError: If a file can't be read.
-            UserError: If none of this class ships, or the folder holds another network, or a damaged one.
+            UserError: If no network of this class ships, or the one in the folder is damaged or of another class.
         """
         if folder is None:
             path = PRETRAINED / f"{cls.__name__}.ckpt"
@@ -172,13 +173,13 @@ class Resumable(PlainArguments, L.LightningModule):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network as people share one.
+        """Write the network to a folder that can be shared.
 
         The folder gets the weights, `model.safetensors`; the arguments, `config.json`, both as Hugging Face's
-        `PyTorchModelHubMixin` reads them; and a model card, `README.md`, with what is known of the training.
+        `PyTorchModelHubMixin` reads them; and a model card, `README.md`, with what is known about the training.
 
         Args:
-            folder: Made if it isn't there. Files in it are replaced.
+            folder: Created if it doesn't exist. Files in it are replaced.
 
         Raises:
             OSError: If a file can't be written.
@@ -196,14 +197,14 @@ class Resumable(PlainArguments, L.LightningModule):
         sharing.write(Path(folder), self.state_dict(), config, facts)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Put `ParameterSummary` in the place of Lightning's model summary, if the Trainer shows that."""
+        """Replace Lightning's model summary, if the Trainer has one, by `ParameterSummary`."""
         callbacks = vars(self.trainer)["callbacks"]
         usual = ModelSummary, RichModelSummary
         callbacks[:] = [ParameterSummary() if type(callback) in usual else callback for callback in callbacks]
         return []
 
     def setup(self, stage: str) -> None:
-        """Before a fit, see `check_versions`."""
+        """Before a fit, check that all processes run the same version, see `check_versions`."""
         if stage == "fit":
             check_versions()
 
@@ -253,7 +254,7 @@ class ParameterSummary(ModelSummary):
 
 
 def saved(kind: type, checkpoint: dict[str, Any]) -> bool:
-    """Whether a network of this very class saved a checkpoint, as far as that says."""
+    """Whether a network of exactly this class saved a checkpoint; True if the checkpoint doesn't say."""
     name = str(checkpoint.get("network", kind.__name__))
     return SHORT.get(name, name) in (full_name(kind), kind.__name__) or "network" not in checkpoint
 
@@ -263,12 +264,13 @@ def check_class(kind: type, checkpoint: dict[str, Any]) -> None:
     if not saved(kind, checkpoint):
         name = SHORT.get(str(checkpoint["network"]), checkpoint["network"])
         raise UserError(
-            f"The checkpoint holds {name}, not {full_name(kind)}; use that class, in the command line --model {name}."
+            f"The checkpoint is of {name}, not {full_name(kind)}; use that class, on the command line with --model "
+            f"{name}."
         )
 
 
 def check_weights(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Raise a UserError, which names both networks, if a checkpoint is not of this class, or of other shapes."""
+    """Raise a UserError, which names both networks, if a checkpoint is of another class or has other shapes."""
     check_class(type(module), checkpoint)
     states = checkpoint["state_dict"], module.state_dict()
     shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
@@ -286,8 +288,8 @@ def note(module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
 def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     """Change a checkpoint so that Lightning resumes after the last batch trained, and counts the epochs.
 
-    Lightning resumes an epoch that `max_steps` has cut off in the next one, and takes a batch or an epoch that was only
-    begun for one that was trained.
+    If `max_steps` ended a run within an epoch, Lightning resumes with the next epoch. It also counts a batch or an
+    epoch that was only begun as trained.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop", {})
     if not {"epoch_progress", "epoch_loop.batch_progress"} <= loops.keys():
@@ -295,7 +297,7 @@ def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     trained, done = batches["current"]["processed"], epochs["current"]["processed"]
     running, begun = epochs["current"]["started"] > done, batches["current"]["ready"] > trained
-    last = batches["is_last_batch"] and not begun  # of a batch that was only begun `is_last_batch` speaks too early
+    last = batches["is_last_batch"] and not begun  # `is_last_batch` is set when a batch begins, before it is trained
     if begun:
         batches["is_last_batch"] = False
         _level(batches)
@@ -304,7 +306,9 @@ def mend(checkpoint: dict[str, Any], max_steps: int = -1) -> None:
     if not trained or (last and not running):  # between two epochs
         batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
         _level(epochs)
-    elif 0 <= max_steps <= checkpoint["global_step"]:  # nothing is left to do, and Lightning counts a cut off epoch
+    elif (
+        0 <= max_steps <= checkpoint["global_step"]
+    ):  # nothing is left to do, and Lightning counts the unfinished epoch
         _level(epochs, int(running))
     elif not running:  # cut off
         for counts in (epochs["current"], epochs["total"]):
@@ -318,6 +322,6 @@ def digest(module: torch.nn.Module) -> str:
 
 
 def _level(progress: dict[str, Any], more: int = 0) -> None:
-    # All counts of a loop become that of what is processed.
+    # Set all counts of a loop to the number processed.
     for counts in (progress["current"], progress["total"]):
         counts |= dict.fromkeys(counts, counts["processed"] + more)

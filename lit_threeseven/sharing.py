@@ -1,4 +1,4 @@
-"""A trained network as people share one: weights in safetensors, arguments in JSON, and a model card."""
+"""A folder to share a trained network: weights in safetensors, arguments in JSON, and a model card."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ def write(folder: Path, state: dict[str, Tensor], config: dict[str, Any], facts:
     """Write a network into a folder.
 
     Args:
-        folder: Made if it isn't there.
+        folder: Created if it doesn't exist.
         state: The weights.
         config: "network", the name of its class, and the arguments.
-        facts: What the model card says of its training, one row each.
+        facts: What the model card says about its training, one row each.
 
     Raises:
         OSError: If a file can't be written.
@@ -39,8 +39,8 @@ datasets:
 
 # {name}: {first} or {second}?
 
-It takes images of 28×28 pixels in MNIST's form, and gives the probability that one shows a {first} and not a {second}.
-Of anything else it says nothing useful.
+It takes images of 28×28 pixels like MNIST's, and gives the probability that one shows a {first} and not a {second}.
+For anything else its answers mean nothing.
 
 ```python
 from {module} import {name}
@@ -62,7 +62,7 @@ It was trained on images of MNIST, made by Yann LeCun, Corinna Cortes and Christ
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the configuration in a folder, see `write`.
+    """Read the weights and the configuration from a folder, see `write`.
 
     Raises:
         OSError: If a file can't be read.
@@ -75,7 +75,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         state = load((folder / WEIGHTS).read_bytes())
     except (ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no network: its {CONFIG} or {WEIGHTS} is damaged ({error}).") from error
+        raise UserError(f"{folder} can't be read: its {CONFIG} or {WEIGHTS} is damaged ({error}).") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder} holds no network: its {CONFIG} is not an object.")
+        raise UserError(f"{folder} can't be read: its {CONFIG} is not a JSON object.")
     return state, config

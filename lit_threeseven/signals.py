@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: while the program starts they end it at once; in training `LastCheckpoint` saves first."""
+"""Ctrl-C and SIGTERM: they end the program at once while it starts; in training, `LastCheckpoint` saves first."""
 
 import os
 import signal
@@ -31,19 +31,19 @@ def take(handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
 
 
 def end(signum: int, frame: Any) -> None:
-    """End at once: an exception in the middle of an import may be lost, or come out as another one."""
+    """End at once: an exception in the middle of an import may be lost, or turn into another one."""
     if not local_rank():
         os.write(2, f"lit-threeseven: {Stopped(signum).what}\n".encode())
-    os._exit(0 if local_rank() else 128 + signum)  # who started processes takes other codes for failures
+    os._exit(0 if local_rank() else 128 + signum)  # the process that started this one takes other codes for failures
 
 
 def stop(signum: int, frame: Any) -> None:
-    """Raise `Stopped`, so that what was begun is tidied up."""
+    """Raise `Stopped`, so that unfinished work is cleaned up."""
     raise Stopped(signum)
 
 
 def hold(yes: bool) -> None:
-    """Hold signals back, here and in processes started from here, until they are let through (not on Windows)."""
+    """Hold both signals back, here and in processes started from here, or let them through (not on Windows)."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK if yes else signal.SIG_UNBLOCK, SIGNALS)
 
@@ -54,7 +54,7 @@ def local_rank() -> int:
 
 
 def run(program: Callable[[], None]) -> None:
-    """Run a program that stops tidily, once all of it is imported."""
+    """Run a program whose imports are done; a signal ends it with one line, once its work is cleaned up."""
     take(stop)
     try:
         program()

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code that a file may hold, and written whole; and the networks that ship."""
+"""Checkpoints, read without running code and written completely or not at all; and the networks that ship."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from lit_threeseven.errors import UserError
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
-# What a run needs to resume, and what a checkpoint may say about itself.
+# Entries that a run needs to resume, and entries in which a checkpoint may describe itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
 RESUMED |= {"optimizer_states": list, "lr_schedulers": list}
 NOTED: dict[str, type] = dict.fromkeys(("hyper_parameters", "datamodule_hyper_parameters", "recipe"), dict)
@@ -22,10 +22,10 @@ NOTED |= {"optimizer": str, "network": str}
 
 
 def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of Lightning's without running any code.
+    """Read a Lightning checkpoint without running any code.
 
-    A pickle may name any function of any module, which is called while it is loaded. Here nothing is built but tensors,
-    numbers, texts, and containers of them.
+    A pickle may name any function of any module, to be called during loading. Here only tensors, numbers, text, and
+    containers of these are built.
 
     Args:
         path: A file's path, or an open file.
@@ -33,7 +33,7 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
 
     Raises:
         OSError: If the file can't be read.
-        UserError: If it holds anything else, is no checkpoint, or is truncated.
+        UserError: If it contains anything else, is not a checkpoint, or is truncated.
     """
     try:
         with warnings.catch_warnings():
@@ -54,12 +54,12 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
     for name in ("loops", "optimizer_states", "lr_schedulers"):
         entries = checkpoint.get(name, [])
         if not all(isinstance(entry, dict) for entry in (entries.values() if name == "loops" and entries else entries)):
-            raise UserError(f"{path} is damaged: its entry {name} holds something else than dictionaries.")
+            raise UserError(f"{path} is damaged: its entry {name} must contain only dictionaries.")
     return checkpoint
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old one stays."""
+    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old file stays."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
     python scripts/article_starts.py --starts 64 --picture starts.png
 
-Start k is the same as with `lit-threeseven --config article --seed_everything k`. All of them are one sweep.
+Start k is the same as with `lit-threeseven --config article --seed_everything k`. All starts train in one sweep.
 """
 
 import argparse

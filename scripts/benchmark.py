@@ -1,10 +1,10 @@
-"""Time this package beside what it replaces, in one run.
+"""Time this package and what it replaces in one run.
 
     python scripts/benchmark.py --json figures.json
 
 Timings alternate in one process after a warm-up, and each figure is the median over the rounds. Peak memory is measured
-in separate processes. The exit code is 1 if a figure misses its target. The figures of `--quick`, which takes a few
-minutes, are rough, and judge nothing.
+in separate processes. The exit code is 1 if a figure misses its target. `--quick` takes a few minutes; its figures are
+rough, and the exit code is always 0.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, whole
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, recipes, whole
+from lit_threeseven.errors import silence_libraries
 from lit_threeseven.functional import mean_squared_error
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
 from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
-from lit_threeseven.run.options import RECIPES, silence_libraries
 
 GOAL = 0.98  # test accuracy
 TILES_BATCH = 256
 
-# The highest value allowed for each figure: ratios of rows, and memory.
+# The highest allowed value of each figure: ratios of rows, and memory.
 TARGETS = {
     "main recipe / article's loop, from memory": 0.65,
     "main recipe / article's loop, from a cache": 0.95,
@@ -62,8 +62,8 @@ TARGETS = {
 }
 NOTHING_WRITTEN = {"logger": False, "enable_checkpointing": False}
 
-# Above IN_CACHE the article's loop gets its pixels from a large cache: from memory it reaches about 0.4, since it also
-# computes.
+# Above IN_CACHE, the article's loop reads its pixels from a large cache: from memory it reaches about 0.4, since it
+# also computes.
 FROM_CACHE = "article's loop: its speed of reading / that of memory"
 IN_CACHE = 0.7
 
@@ -74,7 +74,7 @@ class Tiled(ThreeSevenDataModule):
     times = 1
 
     def setup(self, stage: str) -> None:
-        """Read, then repeat."""
+        """Read the images, then repeat them."""
         super().setup(stage)
         images, y = self.train.tensors
         self.train = TensorDataset(images.repeat(self.times, 1, 1), y.repeat(self.times, 1))
@@ -85,7 +85,7 @@ class Fast(LitThreeSeven):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Read it from the recipe."""
-        chosen = yaml.safe_load((RECIPES / "fast.yaml").read_text())["optimizer"]
+        chosen = yaml.safe_load((recipes.FOLDER / "fast.yaml").read_text())["optimizer"]
         return getattr(torch.optim, chosen["class_path"])(self.parameters(), **chosen["init_args"])
 
 
@@ -137,7 +137,7 @@ def step_alone(x: Tensor, y: Tensor, epochs: int) -> float:
 
 
 def plain_step(x: Tensor, y: Tensor, epochs: int) -> float:
-    """Seconds of the same in plain float32, by torch's own functions."""
+    """Seconds of the same step in plain float32, with torch's own functions."""
     W, b = nn.Parameter(torch.randn(784, 1) * 0.01), nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([W, b], lr=1.0)
     start = time.perf_counter()
@@ -218,7 +218,7 @@ def many_at_once(networks: int, epochs: int) -> float:
 
 
 def bandwidth(size: int = 2**28) -> float:
-    """Bytes per second that can be read from a block of memory that no cache holds; the best of several readings."""
+    """Bytes per second read from a block of memory too large for any cache; the best of several readings."""
     block = torch.ones(size // 4)
     seconds = []
     for _ in range(10):
@@ -229,9 +229,9 @@ def bandwidth(size: int = 2**28) -> float:
 
 
 def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int) -> dict[str, float]:
-    """Median seconds per epoch of each timer, given with its number of epochs.
+    """Median seconds per epoch of each timer; each comes with its number of epochs.
 
-    The timers take turns, `rounds` times, after a shorter turn that doesn't count.
+    The timers take turns, `rounds` times, after a shorter warm-up that doesn't count.
     """
     seconds = {name: [] for name in timers}
     for turn in range(rounds + 1):
@@ -246,9 +246,9 @@ def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int
 
 
 def until_goal(rounds: int) -> dict[str, float]:
-    """Seconds of training until the test accuracy is `GOAL`, ours and scikit-learn's where that is installed.
+    """Seconds of training until the test accuracy is `GOAL`, ours and, if it is installed, scikit-learn's.
 
-    First the number of iterations is found, then that many are timed.
+    It first finds the number of iterations, then times that many.
     """
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup()
@@ -289,7 +289,7 @@ def until_goal(rounds: int) -> dict[str, float]:
             return time.perf_counter() - start, model.score(test_x.numpy(), test_y.squeeze(1).numpy())
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it has not converged
+            warnings.simplefilter("ignore")  # about not having converged
             iterations = next(i for i in range(1, 1000) if regression(i)[1] >= GOAL)
             timers[f"scikit-learn, {iterations} iterations"] = (lambda _: regression(iterations)[0], 1)
             return alternate(timers, rounds)
@@ -297,7 +297,7 @@ def until_goal(rounds: int) -> dict[str, float]:
 
 
 def peak_memory(code: str) -> float | None:
-    """Peak memory in bytes of a Python process that runs `code`; None if the system does not report it (Linux does)."""
+    """Peak memory in bytes of a Python process that runs `code`; None if the system doesn't report it (Linux does)."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -307,7 +307,7 @@ def peak_memory(code: str) -> float | None:
 
 
 def memory_of_tiles(times: int) -> float | None:
-    """Peak memory in bytes of one epoch of mini-batches of the tiled set."""
+    """Peak memory in bytes of one epoch of mini-batches on the tiled set."""
     return peak_memory(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import benchmark;"
         f"benchmark.silence_libraries(); benchmark.ours({TILES_BATCH}, 1, {times})"
@@ -412,7 +412,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
         figures["pictures' share of the main job"] = (
             rows["i  main job, drawing its pictures"] / (rows["i  main job, from the command to the table"])
         )
-    with ThreadPoolExecutor() as pool:  # together: only their memory counts
+    with ThreadPoolExecutor() as pool:  # at the same time, since only their memory counts
         tiles_memory = [pool.submit(memory_of_tiles, t) for t in (times[0], times[-1])]
         peaks = [peak_memory("import lightning"), job, *(memory.result() for memory in tiles_memory)]
     if None in peaks:
@@ -436,7 +436,7 @@ def missed(figures: dict[str, float]) -> list[str]:
 
 
 def report(rows: dict[str, float], figures: dict[str, float], quick: bool) -> int:
-    """Print the tables, and the missed targets on stderr; gives the exit code."""
+    """Print the tables, and the missed targets on stderr; return the exit code."""
     print(machine() + (" (quick: rough figures)" if quick else ""))
     print("\nTime per epoch, unless the row says otherwise\n")
     for name, seconds in rows.items():
@@ -452,7 +452,7 @@ def report(rows: dict[str, float], figures: dict[str, float], quick: bool) -> in
 
 
 def print_pictures(count: int) -> None:
-    """Print how both networks read `count` pictures of each kind that tests/drawn.py draws."""
+    """Print how well both networks read `count` pictures of each kind that tests/drawn.py draws."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     import drawn
 
@@ -472,8 +472,10 @@ def print_pictures(count: int) -> None:
 def main() -> int:
     """Measure, print the tables, write the JSON file; the exit code is 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write all figures to, in seconds")
-    parser.add_argument("--quick", action="store_true", help="a few minutes, with rough figures that judge nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all figures, in seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="take a few minutes, for rough figures; the exit code is 0"
+    )
     parser.add_argument(
         "--pictures", type=int, nargs="?", const=40, metavar="N", help="only read N pictures of each kind"
     )

@@ -1,4 +1,4 @@
-"""Make the bundled threes and sevens from any full MNIST root, byte for byte the same each time.
+"""Build the bundled threes and sevens from any full MNIST root, byte for byte the same each time.
 
 python scripts/build_bundle.py ROOT            write them into the package
 python scripts/build_bundle.py ROOT --check    compare the shipped files with those built from ROOT
@@ -36,7 +36,7 @@ def bundle(root: Path) -> dict[str, bytes]:
 def main() -> int:
     """Write or check the bundle; the exit code is 1 if it differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder that holds MNIST/raw with all of MNIST")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder that contains MNIST/raw with all of MNIST")
     parser.add_argument("--check", action="store_true", help="only compare, write nothing")
     args = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Draw the W of a checkpoint as a 28×28 picture, or the strongest units of W1 where there are hidden layers.
+"""Draw the W of a checkpoint as a 28×28 picture, or the strongest units of W1 if there are hidden layers.
 
 python scripts/draw_weights.py logs/version_0/checkpoints/best.ckpt weights.png
 """

@@ -3,8 +3,8 @@
 python scripts/pretrained.py            write them into the package (some minutes)
 python scripts/pretrained.py --check    compare the shipped networks with newly trained ones
 
-The single layer ends at the same bits on any machine. The one with hidden layers does so because nothing is left to the
-processor: one thread, and the plainest instructions in torch and in MKL.
+The single layer gives the same bits on any machine. For hidden layers, this script makes results independent of the
+processor: one thread, and only the basic instructions in torch and MKL.
 """
 
 import argparse
@@ -23,18 +23,18 @@ RECIPES = {
     "LitThreeSeven": [],
     "LitThreeSevenMLP": ["--config", "deep"],
 }
-# nothing is left to the processor
+# for results that don't depend on the processor
 SAME = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
 
 
 def train(name: str, *options: str) -> dict[str, Any]:
-    """Train one of `RECIPES`, with further options of the command line; gives what of its checkpoint is shipped."""
+    """Train one of `RECIPES`, with more command line options; return the part of its checkpoint that is shipped."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lit_threeseven", *RECIPES[name], f"--trainer.default_root_dir={folder}"]
         subprocess.run([*command, *options], check=True, env=os.environ | SAME, stdout=subprocess.DEVNULL)
         made = read(f"{folder}/logs/version_0/checkpoints/best.ckpt")
     arguments = {key: value for key, value in made["hyper_parameters"].items() if not key.startswith("_")}
-    about = {"network": name, "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.0"}  # whose form it has
+    about = {"network": name, "hyper_parameters": arguments, "pytorch-lightning_version": "2.6.0"}  # for its format
     return about | {"state_dict": made["state_dict"]}
 
 

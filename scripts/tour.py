@@ -2,11 +2,10 @@
 # # Three or seven, step by step
 #
 # This tour goes through the smallest neural network there is, from bytes in a file to a trained `W`, with the functions
-# of `lit_threeseven`. It opens as a notebook in VS Code, and in Jupyter with Jupytext, and runs as a script:
+# of `lit_threeseven`. It opens as a notebook in VS Code, and in Jupyter with Jupytext. It also runs as a script, which
+# writes its pictures to the folder `tour`:
 #
 #     python scripts/tour.py --out tour
-#
-# which writes its pictures into the folder `tour`.
 
 # %%
 import argparse
@@ -58,7 +57,7 @@ def draw_curve(
 
 
 def draw_numbers(image: torch.Tensor, title: str) -> Figure:
-    """Draw an image, ``(28, 28)`` uint8, as the numbers that it is made of, shaded by value."""
+    """Draw an image, ``(28, 28)`` uint8, as its numbers, shaded by value."""
     figure = Figure(figsize=(9.6, 9.6), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="column", ylabel="row")
     axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=255)
@@ -72,7 +71,7 @@ def draw_numbers(image: torch.Tensor, title: str) -> Figure:
 # %% [markdown]
 # ## The data
 #
-# The threes and sevens of MNIST, in its own order: bytes, 28 rows by 28 columns, 0 for paper and 255 for ink.
+# MNIST's threes and sevens, in MNIST's order: bytes, 28 rows by 28 columns, 0 for paper and 255 for ink.
 
 # %%
 images, labels = load(BUNDLED_ROOT, digits=(3, 7), train=True)
@@ -85,7 +84,7 @@ some = torch.cat([threes[:6], sevens[:6]])
 show(figures.images(some / 255, ["3"] * 6 + ["7"] * 6, "Threes and sevens"), "digits")
 
 # %% [markdown]
-# A digit is a grid of numbers. Shaded by their value they are the picture.
+# An image is a grid of numbers. Shaded by value, they show the digit.
 
 # %%
 show(draw_numbers(threes[0], "The first three: 28 × 28 numbers from 0 to 255"), "numbers")
@@ -116,7 +115,7 @@ show(draw_curve(numbers, sigmoid(numbers), "sigmoid(z) = 1 / (1 + exp(-z))", "z"
 # ## One prediction by hand
 #
 # `W` has one weight for each pixel, and `b` is one number. At the start both are small and random. The prediction is
-# the matrix product of the row with `W`, plus `b`, through the sigmoid.
+# the sigmoid of the matrix product of the row with `W`, plus `b`.
 
 # %%
 L.seed_everything(0, verbose=False)
@@ -132,8 +131,8 @@ torch.testing.assert_close(sigmoid(by_hand), model(x[:1])[0, 0], rtol=1e-4, atol
 # %% [markdown]
 # ## The loss
 #
-# How wrong the predictions for all images are: the mean of the squared differences from the labels. Saying one half to
-# everything costs 0.25.
+# The loss says how wrong the predictions for all images are: it is the mean of the squared differences from the labels.
+# If every prediction is one half, the loss is 0.25.
 
 # %%
 prediction = sigmoid(x @ W + b)
@@ -143,8 +142,8 @@ print(f"predictions {tuple(prediction.shape)}, from {prediction.min():.3f} to {p
 # %% [markdown]
 # ## One step of gradient descent
 #
-# `loss.backward()` finds the slope of the loss along each weight: `W.grad`. A step against the slope makes the loss
-# smaller. Written out, that slope is the product of the transposed rows with `2 (p - y) p (1 - p) / N`. The Trainer
+# `loss.backward()` computes the slope of the loss along each weight: `W.grad`. A step against the slope makes the loss
+# smaller. As a formula, the slope is the product of the transposed rows with `2 (p - y) p (1 - p) / N`. The Trainer
 # takes the same step.
 
 # %%
@@ -197,7 +196,7 @@ show(draw_curve(steps, values, "The loss goes down", "epoch", "loss", xscale="lo
 # %% [markdown]
 # ## What it has learnt
 #
-# `W` as a picture: ink on red speaks for a three, ink on blue for a seven.
+# `W` as a picture: ink on red favours a three, ink on blue a seven.
 
 # %%
 show(figures.weights(model.W), "W")
@@ -205,8 +204,8 @@ show(figures.weights(model.W), "W")
 # %% [markdown]
 # ## How good it is, and the threshold
 #
-# Below a probability of one half the answer is a seven, otherwise a three. These are test images, which it has never
-# seen.
+# Below a probability of one half the answer is a seven, otherwise a three. These are test images, which the network has
+# never seen.
 
 # %%
 with torch.no_grad():
@@ -216,7 +215,7 @@ print(f"{int(right.sum()):,} of {len(right):,} test images are right: {right.flo
 show(figures.quality("confusion_matrix", probability, test_labels), "confusion_matrix")
 
 # %% [markdown]
-# The images closest to the threshold: a little more or less ink, and they fall on the other side.
+# The images closest to the threshold: a little more or less ink would change the answer.
 
 # %%
 closest = (probability - THRESHOLD).abs().squeeze(1).argsort()[:12]

@@ -72,10 +72,9 @@ def _main(args: list[str], folder: str, environment: dict[str, str], output: str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from lit_threeseven import __main__
-    from lit_threeseven.run import launch
+    from lit_threeseven import __main__, processes
 
-    launch.PATIENCE, launch.GRACE = timedelta(seconds=patience), 1
+    processes.PATIENCE, processes.GRACE = timedelta(seconds=patience), 1
     torch.set_num_threads(1)
     rank_zero_only.rank = int(
         environment.get("RANK") or environment.get("SLURM_PROCID") or 0

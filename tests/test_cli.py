@@ -14,11 +14,10 @@ import pytest
 import torch
 from processes import curves, weights
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes, recipes
 from lit_threeseven.commands import COMMANDS
 from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
-from lit_threeseven.run import launch, options
 from lit_threeseven.signals import count
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -81,7 +80,7 @@ def test_best_checkpoint_is_the_one_with_the_smallest_validation_loss(cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2, 3])  # 0 is that of the next test
 def test_main_job_reaches_98_2_percent_whatever_the_seed(cli, seed):
     code, table, _ = cli("--seed_everything", str(seed), "--data.seed", str(seed))
     assert code == 0
@@ -248,19 +247,19 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--seed_everything=4294967296"], "--seed_everything must be from .*, got 4294967296"),
         (["--config", "unknown_key.yaml"], "--model.lrr is not an option of LitThreeSeven"),
         (["--model", "LitThreeEight"], "--model must be the name of a class, got LitThreeEight"),
-        (["--model", "json.JSONDecoder"], "--model: .*does not correspond to a subclass of LightningModule"),
+        (["--model", "json.JSONDecoder"], "--model json.JSONDecoder: .*does not correspond to a subclass of"),
         (["--model.hidden_sizes", "[3]"], "--model.hidden_sizes is not an option of LitThreeSeven"),
         ([*MLP, "--model.hidden_sizes", "[20, 2.5]"], "--model.hidden_sizes must be a whole number, got 2.5"),
         ([*MLP, "--model.hidden_sizes", "[]"], r"hidden_sizes must be whole numbers above 0, such as .*, got \[\]"),
         ([*MLP, "--model.hidden_sizes", "[20, 0]"], r"hidden_sizes must be whole numbers above 0, .*, got \[20, 0\]"),
-        ([*MLP, "--model.hidden_sizes=[1000000, 1000000]"], "takes 16,012.6 GB to train, and .* GB are free"),
+        ([*MLP, "--model.hidden_sizes=[1000000, 1000000]"], "needs 16,012.6 GB to train, and .* GB are free"),
         ([*MLP, "--model.gain", "0"], "gain must be a finite float32 above 0"),
         (["--data.rotation", "200"], "rotation must be from 0 to 180, got 200"),
         (["--data.zoom", "1", "--data.batch_size", "64"], "zoom must be from 0 to 0.99, got 1"),
         (["--data.shift=-1"], "shift must be from 0 to 28, got -1"),
         (["--config", "unknown_section.yaml"], "does not accept option 'modell.lr'"),
         (["--config", "absent.yaml"], "--config absent.yaml can't be read .No such file"),
-        (["--config", "number.yaml"], "number.yaml: model has options of its own, got 3"),
+        (["--config", "number.yaml"], "number.yaml: model must contain options, got 3"),
         (["--config", "latin.yaml"], "latin.yaml is not a plain YAML file in UTF-8"),
         (["--config=bomb.yaml"], "bomb.yaml is not a plain YAML file in UTF-8 .more than 20 aliases"),
         (["--trainer.default_root_dir", "a_file"], "a_file/logs.* can't be used .*--trainer.default_root_dir"),
@@ -273,6 +272,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--trainer.devices", "0"], "devices='0'.* is not a valid input"),
         (["--trainer.devices", "abc", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
         (["--trainer.devices", "null", "--trainer.accelerator", "cpu"], "devices.* should be an int > 0"),
+        (["--trainer.max_epochs", "many"], "--trainer.max_epochs must be a whole number or null, got many"),
         (["--trainer.max_epochs", "0"], "--trainer.max_epochs 0 leaves nothing to do"),
         (["--trainer.limit_test_batches", "0"], "--trainer.limit_test_batches 0 leaves nothing to do"),
         (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval 0 leaves nothing to do"),
@@ -519,7 +519,7 @@ def test_help_explains_every_argument(subcommand, capsys, monkeypatch):
         names, _, explanation = re.sub(r"\s{2,}", "\0", argument.strip(), count=1).partition("\0")
         assert re.search(r"[a-z]+ [a-z]+", explanation.split("(type:")[0]), names
     text = " ".join(lines.split())
-    assert "Checkpoint to resume or use: a file, or best or last" in text
+    assert "Checkpoint to resume or use: a file; best or last" in text
 
 
 def test_help_without_a_subcommand_names_every_command(cli):
@@ -528,7 +528,7 @@ def test_help_without_a_subcommand_names_every_command(cli):
     assert len(page.splitlines()) <= 40
     for command in ("fit", "validate", "test", "predict", *COMMANDS):
         assert re.search(rf"^  {command} +\w+", page, re.MULTILINE)
-    assert all(path.stem in page for path in options.RECIPES.glob("*.yaml"))
+    assert all(path.stem in page for path in recipes.FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -671,9 +671,9 @@ def test_one_thread_is_used_where_two_are_hardly_faster(monkeypatch, seconds, ex
     monkeypatch.setattr("timeit.repeat", lambda step, **_: [step() is None or seconds[threads[-1]]])
     data = ThreeSevenDataModule()
     data.setup("fit")
-    launch.choose_threads(LitThreeSeven(), data)
+    processes.choose_threads(LitThreeSeven(), data)
     assert threads[-1] == expected
-    launch.choose_threads(LitThreeSevenMLP(hidden_sizes=[3]), data)  # whose bits depend on it
+    processes.choose_threads(LitThreeSevenMLP(hidden_sizes=[3]), data)  # whose bits depend on it
     assert threads[-1] == expected
 
 

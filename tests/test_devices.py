@@ -79,8 +79,7 @@ def on_one_device(tmp_path_factory):
     [
         ("one batch", 2),
         ("batches that don't divide", 3),
-        pytest.param("Adam, accumulated and clipped", 3, marks=pytest.mark.slow),
-        pytest.param("batches that don't divide", 5, marks=pytest.mark.slow),
+        pytest.param("Adam, accumulated and clipped", 5, marks=pytest.mark.slow),
         pytest.param("one batch", 7, marks=pytest.mark.slow),
     ],
 )
@@ -132,10 +131,12 @@ def train_in_a_new_process(folder: Path, *options: str, **environment: str) -> s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["one batch", "batches that don't divide"])
-@pytest.mark.parametrize(("torch_s", "onednn_s", "threads"), [("default", "SSE41", 2), ("avx2", "AVX2", 1)])
+@pytest.mark.parametrize(
+    ("torch_s", "onednn_s", "threads", "recipe"),
+    [("default", "SSE41", 2, "batches that don't divide"), ("avx2", "AVX2", 1, "one batch")],
+)
 def test_any_vector_width_and_number_of_threads_give_the_same_bits(
-    on_one_device, tmp_path, recipe, torch_s, onednn_s, threads
+    on_one_device, tmp_path, torch_s, onednn_s, threads, recipe
 ):
     widths = {"ATEN_CPU_CAPABILITY": torch_s, "ONEDNN_MAX_CPU_ISA": onednn_s}
     if torch_s == "default":
@@ -146,7 +147,7 @@ def test_any_vector_width_and_number_of_threads_give_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_killed_eight_times_on_changing_numbers_of_processes_gives_the_same_bits(tmp_path):
+def test_a_run_killed_four_times_on_changing_numbers_of_processes_gives_the_same_bits(tmp_path):
     recipe = ("fit", "--run", "r", "--data.batch_size", "1001", "--trainer.max_epochs", "40", *OFTEN)
     recipe = (*recipe, "--optimizer", "Adam", "--optimizer.lr", "0.001")
     one, folder = tmp_path / "one", tmp_path / "killed"
@@ -155,7 +156,7 @@ def test_a_run_killed_eight_times_on_changing_numbers_of_processes_gives_the_sam
     Job(tmp_path / "timed", *recipe, processes=2).run()
     duration = time.monotonic() - start
     chosen, killed = random.Random(0), 0
-    while killed < 8:
+    while killed < 4:
         processes = chosen.randint(1, 4)
         job = Job(folder, *recipe, processes=processes)
         time.sleep(chosen.uniform(0, duration))
@@ -287,7 +288,7 @@ main(args)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "at", "found", "processes"),
-    [("bit", 30, "30", 1), ("row", 40, "40", 1), ("gradient", 20, "2[01]", 2)],  # the same sum may hold the loss
+    [("row", 40, "40", 1), ("gradient", 20, "2[01]", 2)],  # the same sum may hold the loss
 )
 def test_verifying_devices_names_the_first_step_with_a_fault(tmp_path, fault, at, found, processes):
     (tmp_path / "faults.py").write_text(FAULTS)
@@ -308,15 +309,6 @@ def test_verifying_devices_ends_with_a_verdict(tmp_path):
     assert result.returncode == 1, result.stdout + result.stderr
     assert result.stdout.count("  DIFFERENT: the loss of step 50: ") == 2
     assert result.stderr == "lit-threeseven: error: Bits differ from the published ones.\n"
-
-
-@pytest.mark.slow
-def test_verifying_devices_finds_the_published_bits_on_one_and_two(tmp_path):
-    command = [sys.executable, "-m", "lit_threeseven", "verify", "--devices", "1,2", "--accelerator", "cpu"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall(r" [12] devices? +\d+  [0-9a-f]{64}  as published\n", result.stdout)) == 4
-    assert "All bits are the published ones." in result.stdout
 
 
 def test_verifying_compares_every_value():

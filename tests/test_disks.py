@@ -56,7 +56,7 @@ def test_a_disk_that_fills_in_mid_run_ends_it_with_a_sentence(tmp_path, log_ever
         """,
     )
     assert result.returncode == 1
-    told = r"(lit-threeseven: warning: TensorBoardLogger logs no more; .*No space left on device.*\n)?"
+    told = r"(lit-threeseven: warning: TensorBoardLogger stopped logging; .*No space left on device.*\n)?"
     told += r"lit-threeseven: error: .*No space left on device.* intact.*\n"
     assert re.fullmatch(told, said(result.stderr)), result.stderr
     assert result.stdout == ""
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_under_torchrun_ends_with_one_sentence_of_all_processe
         """,
     )
     printed = "".join(path.read_text() for path in (tmp_path / "printed").rglob("*.log"))
-    told = r"(lit-threeseven: warning: TensorBoardLogger logs no more; .*No space left on device.*\n)?"
+    told = r"(lit-threeseven: warning: TensorBoardLogger stopped logging; .*No space left on device.*\n)?"
     assert re.fullmatch(told + r"lit-threeseven: error: .*No space left on device.* intact.*\n", said(printed)), printed
 
 

@@ -24,10 +24,10 @@ CONF = "keep_alive_interval=1,last_call_timeout=3"  # seconds; a node is lost af
 
 
 class Slowly(L.Callback):
-    """Leave time for nodes to come and go."""
+    """Leave time for a node to be lost, and more for another one to come."""
 
     def on_train_epoch_end(self, trainer, pl_module):
-        time.sleep(0.2)
+        time.sleep(0.2 if trainer.world_size == 1 else 0.05)
 
 
 class Node:
@@ -127,9 +127,8 @@ def test_processes_of_nodes_that_count_restarts_differently_meet(tmp_path):
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for counts in ("00", "10"):
-        environments = [
-            world | {"RANK": str(rank), "GROUP_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": count}
-            for rank, count in enumerate(counts)
-        ]
-        Job(tmp_path / counts, "fit", "--trainer.max_epochs", "2", environments=environments, patience=10).run()
+    environments = [
+        world | {"RANK": str(rank), "GROUP_RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": count}
+        for rank, count in enumerate("10")
+    ]
+    Job(tmp_path, "fit", "--trainer.max_epochs", "2", environments=environments, patience=10).run()

@@ -55,8 +55,8 @@ def test_two_processes_with_different_versions_are_refused_by_name(tmp_path):
 @pytest.mark.slow
 def test_nodes_that_disagree_about_the_number_of_nodes_end_with_a_sentence(tmp_path):
     port = free_port()
-    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)], patience=8)
-    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)], patience=8)
+    first = Job(tmp_path / "first", "fit", "--trainer.num_nodes", "2", environments=[node(0, 2, port)], patience=3)
+    second = Job(tmp_path / "second", "fit", "--trainer.num_nodes", "3", environments=[node(1, 3, port)], patience=3)
     for job in (first, second):
         assert job.wait() == [1]
         assert "start all nodes with the same number of nodes and devices" in job.outputs[0].splitlines()[-1]

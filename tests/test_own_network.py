@@ -120,7 +120,7 @@ def test_its_checkpoint_keeps_class_and_arguments_and_is_used_by_that_class_only
     for command in ("test", "fit"):
         code, output, error = own(command, "--run", "r", "--trainer.max_epochs", "3")
         assert (code, output) == (1, "")
-        assert re.search("holds strangers.Tanh, not lit_threeseven.*--model strangers.Tanh", error)
+        assert re.search("is of strangers.Tanh, not lit_threeseven.*--model strangers.Tanh", error)
     code, _, error = own("test", "--model", "strangers.Tanh", "--model.width", "5", "--run", "r")
     assert code == 1
     assert "model.width 4, not 5" in error
@@ -158,6 +158,24 @@ def test_an_argument_that_a_class_no_longer_takes_is_left_out(own):
     checkpoint["hyper_parameters"]["gone"] = 5
     torch.save(checkpoint, path)
     assert own("test", *MODEL, "--run", "r")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "why"),
+    [
+        ("--model", "absent.Net", "No module named 'absent'"),
+        ("--model", "strangers.Absent", "module 'strangers' has no attribute 'Absent'"),
+        ("--model", "broken.Net", "invalid syntax"),
+        ("--trainer.callbacks", "absent.Callback", "No module named 'absent'"),
+        ("--trainer.logger", "absent.Logger", "No module named 'absent'"),
+        ("--optimizer", "torch.optim.Absent", "module 'torch.optim' has no attribute 'Absent'"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_named_with_the_reason(own, option, name, why):
+    (own.folder / "broken.py").write_text("class Net(:\n")
+    code, output, error = own(option, name)
+    assert (code, output) == (1, "")
+    assert error.startswith(f"lit-threeseven: error: {option} {name}: {why}")
 
 
 def test_its_own_options_are_listed(own):

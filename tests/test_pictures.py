@@ -47,10 +47,10 @@ def similar(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.mark.slow
 def test_redrawn_test_images_cost_less_than_half_a_point_of_accuracy(test_set):
-    images, is_three = test_set
+    images, is_three = (values[::2] for values in test_set)
     random = np.random.default_rng(0)
     redrawn = torch.stack([normalize(redraw(image, random)) for image in images])
-    assert len(redrawn) == 2038
+    assert len(redrawn) == 1019
     for model in (LitThreeSeven.from_pretrained(), LitThreeSevenMLP.from_pretrained()):
         with torch.no_grad():
             before, after = (((model(x) >= 0.5).flatten() == is_three).double().mean() for x in (images / 255, redrawn))

@@ -21,9 +21,9 @@ from matplotlib.image import imread
 from PIL import Image, ImageDraw
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
+from lit_threeseven.checkpoints import WholeCheckpointIO
 from lit_threeseven.commands import recognize
 from lit_threeseven.networks import LitThreeSevenMLP, load
-from lit_threeseven.run import WholeCheckpointIO
 from lit_threeseven.use import explain
 from lit_threeseven.use.files import find, read
 from lit_threeseven.use.find import BLOTTED, UNLIKE, nearest
@@ -496,7 +496,7 @@ def test_a_module_that_a_checkpoint_names_is_not_imported(cli, monkeypatch):
 def test_a_checkpoint_of_an_unknown_or_damaged_network_is_refused(tmp_path):
     state = LitThreeSeven().state_dict()
     for content, sentence in (
-        ({"state_dict": state, "network": "CNN"}, "The checkpoint holds CNN, not lit_threeseven.module.LitThreeSeven"),
+        ({"state_dict": state, "network": "CNN"}, "The checkpoint is of CNN, not lit_threeseven.module.LitThreeSeven"),
         ({"state_dict": state, "network": [1]}, "is damaged: its entry network is not of type str"),
         ({"state_dict": state, "hyper_parameters": {"lr": "x"}}, "can't be used"),
         ({"state_dict": state, "hyper_parameters": {"lr": -1}}, "lr must be a finite float32 above 0"),
@@ -519,10 +519,10 @@ def test_the_single_layer_that_ships_is_made_again_to_the_same_bits(script):
 
 @pytest.mark.slow
 def test_hidden_layers_are_trained_to_the_same_bits_on_other_processors(monkeypatch):
-    """The whole training takes two minutes; one epoch shows as well what a processor could change."""
+    """The whole training takes two minutes; 20 steps show as well what a processor could change."""
     import pretrained
 
-    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
+    short = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=20"]
 
     def train() -> torch.Tensor:
         state = pretrained.train("LitThreeSevenMLP", *short)["state_dict"]

@@ -58,7 +58,7 @@ def test_the_command_writes_a_card_of_a_run_s_checkpoint(cli):
 def test_another_class_s_folder_and_damaged_ones_are_refused(tmp_path):
     model = LitThreeSeven()
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds lit_threeseven\.module\.LitThreeSeven, not .*LitThreeSevenMLP"):
+    with pytest.raises(UserError, match=r"is of lit_threeseven\.module\.LitThreeSeven, not .*LitThreeSevenMLP"):
         LitThreeSevenMLP.from_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     content = weights.read_bytes()

@@ -15,7 +15,7 @@ import torch
 from processes import RECIPES, TRAIN, Job, assert_bit_identical, last, said
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.run import LastCheckpoint
+from lit_threeseven.checkpoints import LastCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,7 @@ class Terminal:
     [
         (signal.SIGINT, "console script", 0),
         pytest.param(signal.SIGINT, "scripts/train.py", 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, "python -m", 2, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "console script", 5, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "python -m", 5, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_during_start_up_ends_the_command_with_one_line(tmp_path, signum, entry_point, seconds):

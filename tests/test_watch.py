@@ -324,7 +324,7 @@ def test_a_picture_that_fails_is_reported_once_and_all_others_are_there(watched,
     monkeypatch.setattr(figures, "weights", lambda *args: 1 / 0)
     monkeypatch.setattr(figures, "quality", lambda kind, *args: 1 / (kind != "roc") and quality(kind, *args))
     model, data, run = LitThreeSeven(), ThreeSevenDataModule(), watched(max_epochs=12)
-    with pytest.warns(UserWarning, match="There are no more pictures") as told:
+    with pytest.warns(UserWarning, match="There will be no more pictures") as told:
         run.fit(model, data)
     messages = [str(warning.message) for warning in told if "no more pictures" in str(warning.message)]
     assert [re.search("such as '(.*)', which failed with (.*)Error", message).groups() for message in messages] == [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, weights
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP, load
+from lit_threeseven.use.predictions import PredictionsFile
 
 
 class Shifted(LitThreeSeven):
@@ -30,14 +31,14 @@ def test_another_class_is_never_filled_with_a_checkpoint_s_weights(cli, trainer)
     code, _, error = cli("fit", *NAMED, *short)
     assert (code, error) == (0, "")
     sentence = (
-        rf"The checkpoint holds {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven; .* --model {__name__}"
+        rf"The checkpoint is of {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven; .* --model {__name__}"
     )
     path = cli.folder / "logs/shifted/checkpoints/last.ckpt"
     assert weights.read(path)["network"] == f"{__name__}.Shifted"
     for command in (("test", "--run", "shifted"), ("predict", "--run", "shifted"), ("fit", *short)):
         code, _, error = cli(*command)
         assert code == 1
-        assert f"The checkpoint holds {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven" in error
+        assert f"The checkpoint is of {__name__}.Shifted, not lit_threeseven.module.LitThreeSeven" in error
         assert f"--model {__name__}.Shifted" in error
     with pytest.raises(ValueError, match=sentence):
         load(path)
@@ -191,6 +192,15 @@ def test_trainers_evaluate_and_fit_in_any_order(trainer, stage):
     again.fit(model, data)
     trainer(max_epochs=1).fit(model, data)
     assert again.global_step == 3
+
+
+def test_your_own_trainer_writes_the_file_that_predict_writes(cli, trainer):
+    assert cli("predict", "--ckpt_path", "pretrained")[0] == 0
+    data = ThreeSevenDataModule()
+    answers = PredictionsFile(data, cli.folder / "own.csv")
+    trainer(callbacks=[answers]).predict(LitThreeSeven.from_pretrained(), data)
+    assert (answers.images, answers.right) == (2038, 2004)
+    assert (cli.folder / "own.csv").read_text() == (cli.folder / "LitThreeSeven.predictions.csv").read_text()
 
 
 def test_predictions_come_with_the_numbers_of_their_rows(trainer, tmp_path):

@@ -1,4 +1,4 @@
-"""The light commands: each module has a function of its own name, whose arguments are the options, and `show`."""
+"""The light commands: each module has a function of the same name, whose arguments are the options, and `show`."""
 
 import inspect
 import sys
@@ -12,13 +12,13 @@ from lit_threeseven.errors import UserError
 COMMANDS = {
     "recognize": "say which digit pictures show",
     "sweep": "train many networks at once, with different learning rates and starts",
-    "export": "write a trained network for other programs, or as a page to draw on",
+    "export": "save a trained network for other programs, or as a web page to draw on",
     "verify": "check that a machine or a cluster trains to the published bits",
 }
 
 
 def main(name: str, args: list[str]) -> None:
-    """Run a command; a user's mistake ends it with a sentence and exit code 1."""
+    """Run a command; a user's mistake ends it with one sentence and exit code 1."""
     module = import_module(f"{__name__}.{name}")
     function, show = getattr(module, name), module.show
     about = inspect.cleandoc(function.__doc__).partition("\nArgs:")[0].strip()
@@ -38,16 +38,17 @@ def main(name: str, args: list[str]) -> None:
 
 
 class Parser(ArgumentParser):
-    """An `ArgumentParser` that takes options from functions, and raises a UserError for a wrong one."""
+    """An `ArgumentParser` that makes options from functions, and raises a UserError for a wrong option."""
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise UserError(f"{message} ({self.prog} --help explains every option)")
 
     def add_function(self, function: Callable[..., Any]) -> list[str]:
-        """Make options of a function's arguments, types and docstring; gives their names, without `result`.
+        """Make options from a function's arguments, types and docstring; return their names, without `result`.
 
-        What has no default is given without a name; of a list, that is any number, and otherwise text with commas.
+        Arguments without a default become positional; a list then takes any number of values. As an option, a list is
+        text with commas.
         """
         from docstring_parser import parse
 

@@ -10,21 +10,22 @@ def export(
     out: str | None = None,
     data_dir: str | None = None,
 ) -> tuple[Path, float, int]:
-    """Write a trained network for other programs.
+    """Save a trained network for other programs.
 
     onnx and torch-export take pixels, (N, 784) float32 from 0 to 1, and give the probability of the first digit, (N,
     1), for any N. safetensors is a folder to share, with a model card, for from_pretrained. html is a page to draw on,
-    or to open pictures in. What is written is loaded back first, and compared with the network on the test images. It
-    needs: pip install 'lit_threeseven[export]'
+    or to open pictures in. Each file is loaded back and compared with the network on the test images before it is kept.
+    This needs: pip install 'lit_threeseven[export]'
 
     Args:
         checkpoint: A checkpoint's file; best or last of the newest run; or pretrained, for the single layer that ships.
         to: Format.
-        out: File or folder to write; by default the checkpoint's name, in this folder.
+        out: File or folder to write; by default the checkpoint's name, in the current folder.
         data_dir: MNIST root, for networks that tell digits other than 3 and 7 apart.
 
     Returns:
-        The file or folder, the largest difference of a probability from the network's, and the number of test images.
+        The file or folder, the largest difference between its probabilities and the network's, and the number of test
+        images.
 
     Raises:
         UserError: If the checkpoint can't be used, or the file's answers differ.

@@ -234,8 +234,10 @@ def show(result: Answers, format: Literal["table", "csv", "jsonl"] = "table") ->
     unreadable = 0
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name may be any bytes
-    columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't tell it stays empty
-    options = {"ncols": columns, "nrows": lines, "leave": False, "delay": 1, "disable": not sys.stderr.isatty()}
+    # left to tqdm, a terminal that doesn't report its size stays empty; Python 3.10 says that it is 0 × 0
+    columns, lines = shutil.get_terminal_size()
+    size = {"ncols": columns or 80, "nrows": lines or 24}
+    options = {**size, "leave": False, "delay": 1, "disable": not sys.stderr.isatty()}
     head = {"table": "digit  probability  file", "csv": ",".join(field.name for field in fields(Answer))}
     try:
         for i, answer in enumerate(tqdm(result, "Pictures", **options)):

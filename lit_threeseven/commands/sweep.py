@@ -24,9 +24,9 @@ def sweep(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Train many networks at once: every learning rate with every spread of starting weights and every seed.
 
-    All are columns of one W, so that one matrix product serves them all; each ends where it would alone. It writes a
-    folder with a table (table.csv), a figure (loss.png), the best network as a checkpoint of LitThreeSeven (best.ckpt),
-    and what TensorBoard shows: the figure, and in HPARAMS all networks side by side.
+    All are columns of one W, so one matrix product trains them all; each ends where it would alone. It writes a folder
+    with a table (table.csv), a figure (loss.png), the best network as a checkpoint of LitThreeSeven (best.ckpt), and
+    data for TensorBoard: the figure, and under HPARAMS all networks side by side.
 
     Args:
         lr: Learning rates, such as 0.1,1,10.
@@ -43,8 +43,8 @@ def sweep(
         The folder that was written, and the table: a row for each network.
 
     Raises:
-        UserError: If the grid is empty, has a network twice or one with an argument out of range, or does not fit into
-            the memory.
+        UserError: If the grid is empty, contains a network twice, has an argument out of range, or does not fit into
+            memory.
     """
     import copy
     import itertools
@@ -53,12 +53,11 @@ def sweep(
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from lit_threeseven.checkpoints import WholeCheckpointIO
     from lit_threeseven.datamodule import ThreeSevenDataModule
-    from lit_threeseven.errors import UserError
+    from lit_threeseven.errors import UserError, silence_libraries
     from lit_threeseven.networks import LitThreeSevenMany
     from lit_threeseven.networks.many import check_memory
-    from lit_threeseven.run.checkpoints import WholeCheckpointIO
-    from lit_threeseven.run.options import silence_libraries
     from lit_threeseven.watch import FitProgressBar
 
     silence_libraries()
@@ -67,7 +66,7 @@ def sweep(
     data = ThreeSevenDataModule(batch_size=batch_size, val_fraction=val_fraction)
     data.setup("fit")
     rows = min(batch_size or len(data.train), len(data.train))
-    check_memory(len(lr) * len(init_std) * seeds, rows)  # before there is even a list of them
+    check_memory(len(lr) * len(init_std) * seeds, rows)  # before even a list of them is made
     models = list(itertools.product(lr, init_std, range(seeds)))
     many = LitThreeSevenMany(models, rows=rows)
     logger = TensorBoardLogger(out, "", default_hp_metric=False)
@@ -134,7 +133,7 @@ def write(folder: Path, writer: "SummaryWriter", many: "LitThreeSevenMany", tabl
 
 
 def show(result: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Print where the sweep is, and its best network."""
+    """Print the sweep's folder and its best network."""
     if signals.local_rank():
         return
     folder, table = result

@@ -24,7 +24,7 @@ RECIPES = {
 
 
 def run(launch: list[str], options: list[str], folder: Path) -> dict[str, Any]:
-    """Train, test and predict; gives what is published: the digest, the losses, and a checksum of all other values."""
+    """Train, test and predict; return what is published: the digest, the losses, and a checksum of all other values."""
     place = ["--trainer.default_root_dir", str(folder)]
     csv_only = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(folder), "name": "logs"}}]
     logger = ["--trainer.logger", json.dumps(csv_only)]
@@ -42,7 +42,7 @@ def run(launch: list[str], options: list[str], folder: Path) -> dict[str, Any]:
 
 
 def execute(command: list[str]) -> str:
-    """What a command prints; raises UserError with what it says if it fails."""
+    """Return what a command prints; raise a UserError with its error output if it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"{shlex.join(command)} failed:\n{result.stderr}")
@@ -50,7 +50,7 @@ def execute(command: list[str]) -> str:
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """In words what differs; empty if nothing does."""
+    """What differs, in words; empty if nothing does."""
     for step, (loss, other) in enumerate(zip(found["losses"], expected["losses"], strict=False)):
         if loss != other:
             return f"the loss of step {step}: {loss!r} instead of {other!r}"
@@ -58,7 +58,7 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def steps_without_waiting(accelerator: str = "cuda") -> None:
-    """Train on one GPU, with an error if a step between two log steps waits for it."""
+    """Train on one GPU; raise an error if a step between two log steps waits for it."""
     import lightning as L
 
     from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
@@ -81,8 +81,8 @@ class Trial:
         recipe: Its name.
         where: Devices, or "launched".
         steps: Number of steps.
-        digest: Of the weights that it ended with.
-        difference: In words what differs from what is published; empty if nothing does.
+        digest: The digest of its final weights.
+        difference: What differs from the published values, in words; empty if nothing does.
     """
 
     recipe: str
@@ -97,18 +97,18 @@ def verify(
 ) -> Iterator[Trial]:
     """Check that a machine or a cluster trains to the published bits.
 
-    Each line of the table is a run, and ends with the digest of its weights. Compared are the digest, the loss of each
-    step, every other logged value and every prediction. With a GPU it is also checked that no step between two log
-    steps waits for it. The exit code is 1 if anything differs.
+    Each line of the table is a run, with the digest of its weights. It compares the digest, the loss of each step,
+    every other logged value and every prediction with the published ones. With a GPU, it also checks that no step
+    between two log steps waits for it. The exit code is 1 if anything differs.
 
     Args:
         devices: Numbers of devices to try, such as 1,2,4; by default one and all GPUs, or 1, 2 and 3 CPU processes.
-        accelerator: As in Lightning's Trainer; by default auto with GPUs, and otherwise cpu.
-        launch: A command that starts Python on all devices, such as 'srun -N 2 python', in place of devices.
-        publish: Write what is compared with, from a run on one CPU device.
+        accelerator: As in Lightning's Trainer; by default auto with GPUs, otherwise cpu.
+        launch: A command that starts Python on all devices, such as 'srun -N 2 python'; replaces devices.
+        publish: Write the values to compare with, from a run on one CPU device.
 
     Yields:
-        Each run's result, when it ends.
+        Each run's result when it ends.
 
     Raises:
         UserError: If a run fails.
@@ -125,7 +125,7 @@ def verify(
     published = {} if publish else json.loads(PUBLISHED.read_text())
     for recipe, options in RECIPES.items():
         for where, (command, chosen) in trials.items():
-            # processes launched on other machines need to find this folder
+            # processes launched on other machines must find this folder
             with tempfile.TemporaryDirectory(prefix=".verify-", dir=Path.cwd() if launch else None) as folder:
                 found = run(command, [*options, *chosen], Path(folder))
             what = difference(found, published.setdefault(recipe, found))

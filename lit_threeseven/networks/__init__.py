@@ -1,4 +1,4 @@
-"""Other networks for the same data, `LitThreeSevenMLP` with hidden layers and `LitThreeSevenMany` at once; `load`."""
+"""`LitThreeSevenMLP`, with hidden layers; `LitThreeSevenMany`, many networks at once; and `load`, for checkpoints."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ NETWORKS: tuple[type[LitThreeSeven], ...] = (LitThreeSeven, LitThreeSevenMLP)
 
 
 def load(path: str | Path, *others: type[LitThreeSeven]) -> LitThreeSeven:
-    """The network of a checkpoint, whichever it holds, in evaluation mode; never runs code that it may hold.
+    """Load the network in a checkpoint, of any class in `NETWORKS`, in evaluation mode, without running any code in it.
 
     Args:
         path: The checkpoint's file.
-        *others: Classes of networks that it may hold besides `NETWORKS`.
+        *others: More classes that the network may have.
 
     Raises:
         OSError: If the file can't be read.
-        UserError: If it is no checkpoint of one of these classes, holds objects that could run code, or numbers that
-            are not finite.
+        UserError: If it is not a checkpoint of one of these classes, or contains objects that could run code, or
+            weights that are not finite.
     """
     checkpoint = read(path)
     network = next((network for network in (*others, *NETWORKS) if saved(network, checkpoint)), LitThreeSeven)

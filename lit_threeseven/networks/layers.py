@@ -14,10 +14,10 @@ from lit_threeseven.resumable import plain
 
 
 class LitThreeSevenMLP(LitThreeSeven):
-    """A multilayer perceptron: ``h1 = sigmoid(x W1 + b1)``, ``h2 = sigmoid(h1 W2 + b2)``, … and so the probability.
+    """A multilayer perceptron: ``h1 = sigmoid(x W1 + b1)``, ``h2 = sigmoid(h1 W2 + b2)``, …, up to the probability.
 
-    The parameters are `W1`, ``(784, hidden_sizes[0])``, `b1`, ``(hidden_sizes[0],)``, and so on; the last have one
-    column. All else is as in `LitThreeSeven`, except that the bits are the same on the same machine and devices only.
+    The parameters are `W1`, ``(784, hidden_sizes[0])``, `b1`, ``(hidden_sizes[0],)``, and so on; the last ones have one
+    column. Everything else is as in `LitThreeSeven`, except that only the same machine and devices give the same bits.
 
     Args:
         hidden_sizes: Number of units in each hidden layer, from the first to the last.
@@ -29,7 +29,7 @@ class LitThreeSevenMLP(LitThreeSeven):
         digits: The two digits to tell apart; `forward` gives the probability of the first.
 
     Raises:
-        UserError: If an argument is out of its range, or training would not fit into the memory.
+        UserError: If an argument is out of range, or training would not fit into memory.
 
     Example:
         >>> model = LitThreeSevenMLP(hidden_sizes=[20, 10])
@@ -53,7 +53,7 @@ class LitThreeSevenMLP(LitThreeSeven):
         needed, free = 16 * numbers, psutil.virtual_memory().available  # a weight, its gradient, two numbers of Adam's
         if needed > free:
             raise UserError(
-                f"hidden_sizes={sizes} takes {needed / 1e9:,.1f} GB to train, and {free / 1e9:,.1f} GB are free."
+                f"hidden_sizes={sizes} needs {needed / 1e9:,.1f} GB to train, and {free / 1e9:,.1f} GB are free."
             )
         super().__init__(lr, gain, digits)
 
@@ -66,5 +66,5 @@ class LitThreeSevenMLP(LitThreeSeven):
             self.register_parameter(f"b{i}", nn.Parameter(-0.5 * (i > 1) * W.sum(0)))
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the last sigmoid makes a probability of, ``(N, 1)``; see `LitThreeSeven.forward`."""
+        """The input of the last sigmoid, ``(N, 1)``; see `LitThreeSeven.forward`."""
         return layers(x, [*self.parameters()])

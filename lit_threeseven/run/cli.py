@@ -9,25 +9,31 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import distributed
 from typing_extensions import override
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, __version__, runs
-from lit_threeseven.errors import UserError
-from lit_threeseven.networks import load
+from lit_threeseven import (
+    LitThreeSeven,
+    ThreeSevenDataModule,
+    __version__,
+    checkpoints,
+    processes,
+    recipes,
+    runs,
+    weights,
+)
+from lit_threeseven.errors import UserError, silence_libraries
 from lit_threeseven.resumable import digest
-from lit_threeseven.run import checkpoints, launch, options
+from lit_threeseven.run import options, recipe
 from lit_threeseven.signals import Stopped, count, local_rank
+from lit_threeseven.use.predictions import PredictionsFile
 from lit_threeseven.watch import FitProgressBar, TensorBoardPictures
 from lit_threeseven.watch.loggers import forgive
-from lit_threeseven.weights import PRETRAINED, write_whole
 
 
 class ThreeSevenCLI(LightningCLI):
-    """`LightningCLI` for this network and this data; raises `UserError` for what the user can fix, and `Stopped`.
+    """`LightningCLI` for this network and data; raises `UserError` for what the user can fix, `Stopped` on a signal.
 
     Args:
         args: Command line without the program's name. Without a subcommand it is the main job: fit, then test.
@@ -35,10 +41,8 @@ class ThreeSevenCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.main_job = not args or args[0].startswith("-")
-        self.command_line = options.with_recipes(["fit", *args] if self.main_job else args)
+        self.command_line = recipes.with_files(["fit", *args] if self.main_job else args)
         self.trainer: Any = None
-        self.model: Any = None
-        self.recipe: dict[str, Any] = {}
         self.last: Any = None
         self.run: Path | None = None
         self.ckpt_path, self.checkpoint = "", dict[str, Any]()
@@ -57,7 +61,7 @@ class ThreeSevenCLI(LightningCLI):
                 args=options.with_model(self.command_line),
             )
         except BaseException as error:
-            launch.kill_started(self.trainer)
+            processes.kill_started(self.trainer)
             sentence = options.sentence(error, self.command_line, getattr(self.trainer, "world_size", 1))
             if sentence is None or sys.flags.dev_mode:
                 raise
@@ -65,17 +69,16 @@ class ThreeSevenCLI(LightningCLI):
 
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The given subcommand, or all, with the arguments of the Trainer's methods that are not options."""
+        """The given subcommand, or all of them, each with the arguments of its Trainer method that are not options."""
         own, every = {"ckpt_path", "weights_only", "verbose", "return_predictions"}, LightningCLI.subcommands()
-        chosen = {*self.command_line[:1]} & every.keys() or every  # to collect one's options takes a tenth of a second
+        # collecting the options of one takes a tenth of a second
+        chosen = {*self.command_line[:1]} & every.keys() or every
         return {name: every[name] | own for name in chosen}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        checkpoint = (
-            "Checkpoint to resume or use: a file, or best or last of --run or of the newest run, or pretrained."
-        )
-        name = "Name of the run, kept in logs/NAME: fit resumes it from its last checkpoint, other commands use it."
+        checkpoint = "Checkpoint to resume or use: a file; best or last, of --run or the newest run; or pretrained."
+        name = "The run in logs/NAME: fit starts or resumes it, other commands use its best checkpoint by default."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--run", type=str | None, help=name)
         parser.link_arguments("data.digits", "model.init_args.digits")
@@ -87,37 +90,28 @@ class ThreeSevenCLI(LightningCLI):
         subcommand, chosen = self.config.subcommand, self.config[self.config.subcommand]
         work = [{"fit": "train", "validate": "val"}.get(subcommand, subcommand), *(["test"] if self.main_job else [])]
         options.settle(chosen, work)
-        launch.take_devices(chosen.trainer)
+        processes.take_devices(chosen.trainer)
         self.logs = Path(chosen.trainer.default_root_dir or ".", "logs").resolve()
         if subcommand != "fit":
             if not (chosen.run or chosen.ckpt_path):
                 raise UserError(f"{subcommand} needs --run NAME, or --ckpt_path: a file, best, last or pretrained.")
             self.ckpt_path = str(runs.find(chosen.ckpt_path, chosen.run, self.logs).resolve())
-        elif chosen.run:
-            if chosen.ckpt_path:
-                raise UserError("--run and --ckpt_path both say what to resume; give one of them.")
-            self.run = runs.folder(self.logs, chosen.run)
-            last = self.run / "checkpoints" / "last.ckpt"
-            self.ckpt_path = str(last) if last.exists() else ""
-        elif chosen.ckpt_path:
-            path = runs.find(chosen.ckpt_path, None, self.logs).resolve()
-            self.ckpt_path, folder = str(path), path.parent.parent
-            self.run = folder if folder.parent == self.logs else None
-        chosen.ckpt_path = None  # Lightning would take the model's arguments from there
+        else:
+            self.run, path = runs.resumed(chosen.ckpt_path, chosen.run, self.logs)
+            self.ckpt_path = str(path or "")
+        chosen.ckpt_path = None  # otherwise Lightning takes the model's arguments from it
         if self.ckpt_path:
-            self.checkpoint = checkpoints.read(self.ckpt_path, subcommand == "fit")
+            self.checkpoint = weights.read(self.ckpt_path)
+            if subcommand == "fit" and not weights.RESUMED.keys() <= self.checkpoint.keys():
+                raise UserError(f"{self.ckpt_path} contains only weights; training can't resume from it.")
         if subcommand != "fit":
             options.adopt(chosen.model, self.checkpoint)
 
     @override
     def instantiate_classes(self) -> None:
-        """Build everything; outside fit, one of this package's networks is the checkpoint's."""
+        """Build everything."""
         with options.from_the_command_line(self.command_line):
             super().instantiate_classes()
-        if self.subcommand != "fit" and isinstance(self.model, LitThreeSeven):
-            asked = self.model
-            self.model = load(self.ckpt_path, type(asked))
-            options.compare(asked, self.model)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -125,7 +119,7 @@ class ThreeSevenCLI(LightningCLI):
         chosen = self.config_init[self.subcommand].trainer
         fitting = self.subcommand == "fit" and not chosen.fast_dev_run
         callbacks: list[Any] = [FitProgressBar()] if chosen.enable_progress_bar is not False else []
-        if not fitting or chosen.logger in (False, []):  # there is no run folder to put it in
+        if not fitting or chosen.logger in (False, []):  # there is no run folder to save the settings in
             self.save_config_callback = None
         asked = chosen.logger if isinstance(chosen.logger, list) else [chosen.logger] if chosen.logger else []
         kwargs["logger"] = loggers = [logger for logger in asked if logger is not True]
@@ -134,7 +128,7 @@ class ThreeSevenCLI(LightningCLI):
             kwargs |= options.check_every(chosen, self.datamodule)
             callbacks.append(TensorBoardPictures())
         if fitting and chosen.logger is not False and not isinstance(chosen.logger, list | TensorBoardLogger):
-            step = self.checkpoint.get("global_step", 0)  # an attempt that was killed may have left later curves
+            step = self.checkpoint.get("global_step", 0)  # a killed attempt may have logged later steps
             traced = not step and self.model.example_input_array is not None
             usual: dict[str, Any] = {"log_graph": traced, "default_hp_metric": False, "purge_step": step}
             name = self.run.name if self.run else None
@@ -147,14 +141,12 @@ class ThreeSevenCLI(LightningCLI):
             self.best = checkpoints.BestCheckpoint(folder)
             timed = "val_check_interval" in kwargs
             self.last = checkpoints.LastCheckpoint(None if timed else kwargs["check_val_every_n_epoch"] or 1, folder)
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
-            notes = checkpoints.Notes(self.recipe, settings["fit"]["model"].get("init_args", {}))
-            callbacks += [self.last, self.best, notes]
+            callbacks += [self.last, self.best]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = chosen.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoints.WholeCheckpointIO()]
-        launch.meet(launch.join_torchrun, launch.GRACE)
-        with launch.patient_ddp():
+        processes.meet(processes.join_torchrun, processes.GRACE)
+        with processes.patient_ddp():
             return super().instantiate_trainer(**kwargs)
 
     @staticmethod
@@ -180,15 +172,16 @@ class ThreeSevenCLI(LightningCLI):
             if not local_rank():  # the other processes wait for this one's download
                 data.setup()
             options.try_out(self.config.fit, self.model, self.trainer, self.command_line)
-            wanted |= options.recipe(self.config.fit, self.model, data)
-            self.recipe.update(wanted)
+            wanted |= recipe.recipe(self.config.fit, self.model, data)
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
+            self.trainer.callbacks.append(checkpoints.Notes(wanted, settings["fit"]["model"].get("init_args", {})))
         elif self.subcommand == "validate":
             if not data.val_fraction:
                 raise UserError("val_fraction is 0, which leaves nothing to validate on; give --data.val_fraction 0.1.")
             wanted |= {f"data.{name}": data.hparams[name] for name in ("val_fraction", "seed")}
         if self.checkpoint:
-            checkpoints.check(self.ckpt_path, self.checkpoint, self.model, wanted)
-        launch.hold_signals(self.trainer)
+            recipe.check(self.ckpt_path, self.checkpoint, self.model, wanted)
+        processes.hold_signals(self.trainer)
 
     def fit(self, model: LightningModule, datamodule: ThreeSevenDataModule) -> None:
         """Train; in the main job, test the best weights too."""
@@ -199,9 +192,9 @@ class ThreeSevenCLI(LightningCLI):
             used = str(best) if best.is_file() else self.ckpt_path
             return self.report(rows | (self.checkpoint.get("tested") or self.tested(used) if self.main_job else {}))
         if self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cpu":
-            launch.choose_threads(model, datamodule)
+            processes.choose_threads(model, datamodule)
         before = time.perf_counter()
-        with checkpoints.working_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext():
+        with runs.working_in(self.run) if self.run and self.trainer.is_global_zero else nullcontext():
             self.trainer.fit(model, datamodule, ckpt_path=self.ckpt_path or None, weights_only=True)
             self.fit_seconds = time.perf_counter() - before
             self.finish(limits)
@@ -216,7 +209,7 @@ class ThreeSevenCLI(LightningCLI):
         end["Training time"] += f" after the first {begun:,}" if begun else ""
         last = checkpoint = self.last and str(Path(self.last.dirpath, "last.ckpt"))
         if last:
-            trainer.save_checkpoint(last)  # the last epoch may not have been saved yet
+            trainer.save_checkpoint(last)  # the last epoch may not be saved yet
             checkpoint = self.best.best_model_path or last
             end["Checkpoint"] = os.path.relpath(checkpoint)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -228,12 +221,12 @@ class ThreeSevenCLI(LightningCLI):
             rows["Images"] += f", {len(data.test):,} to test"
             end["Digest"] = digest(self.model)  # of the weights that were tested
         if last and trainer.is_global_zero:  # after the test: a run killed during it is tested when resumed
-            finished = checkpoints.read(last, True) | {"finished": limits, "tested": tested}
+            finished = weights.read(last) | {"finished": limits, "tested": tested}
             checkpoints.WholeCheckpointIO().save_checkpoint(finished, last)
         self.report(rows | end)
 
     def tested(self, ckpt_path: str | None) -> dict[str, str]:
-        """Rows of what a checkpoint, or the network as it is, gets of the test images; none if it takes no test."""
+        """Test a checkpoint, or the network as it is; the metrics as rows, none if the network has no test step."""
         if self.main_job and type(self.model).test_step is LightningModule.test_step:
             return {}
         data: dict[str, Any] = {"datamodule": self.datamodule, "weights_only": True, "verbose": False}
@@ -253,21 +246,17 @@ class ThreeSevenCLI(LightningCLI):
         """Write a network's answers for the test images to a CSV file."""
         if type(model).predict_step is LightningModule.predict_step:
             raise UserError(f"{type(model).__name__} needs a predict_step that takes a batch, x and y.")
-        batches: list[Any] = []
-        keep = LambdaCallback(on_predict_batch_end=lambda *args: batches.append(options.answers(args[2], args[3].rows)))
-        self.trainer.callbacks.append(keep)
+        path = Path(self.ckpt_path).with_suffix(".predictions.csv")
+        if path.parent == weights.PRETRAINED:
+            path = Path(path.name)
+        answers = PredictionsFile(datamodule, None if self.trainer.fast_dev_run else path)
+        self.trainer.callbacks.append(answers)
         settings: dict[str, Any] = {"weights_only": True, "return_predictions": False}
         self.trainer.predict(model, datamodule, ckpt_path=self.ckpt_path, **settings)
-        shares = [batches] * self.trainer.world_size
-        if len(shares) > 1:
-            distributed.all_gather_object(shares, batches)
-        content, right, images = options.predictions([batch for share in shares for batch in share], datamodule)
-        rows = {"Images": f"{images:,}" + ("" if right is None else f", {right:,} of them right")}
-        if not self.trainer.fast_dev_run:
-            path = Path(self.ckpt_path).with_suffix(".predictions.csv")
-            path = Path(path.name) if path.parent == PRETRAINED else path
-            if self.trainer.is_global_zero:
-                write_whole(path, content.encode())
+        rows = {"Images": f"{answers.images:,}"}
+        if answers.right is not None:
+            rows["Images"] += f", {answers.right:,} of them right"
+        if answers.path:
             rows["Predictions"] = os.path.relpath(path)
         self.report(rows)
 
@@ -281,7 +270,7 @@ class ThreeSevenCLI(LightningCLI):
 
 def main(args: list[str]) -> None:
     """Run the command line; a user's mistake ends it with a sentence and exit code 1."""
-    options.silence_libraries()
+    silence_libraries()
     try:
         ThreeSevenCLI(args)
     except Stopped as stopped:
@@ -294,5 +283,5 @@ def main(args: list[str]) -> None:
     except UserError as error:
         if sys.flags.dev_mode:
             raise
-        time.sleep(launch.GRACE if local_rank() else 0)  # the first process's sentence is enough
+        time.sleep(processes.GRACE if local_rank() else 0)  # the first process's sentence is enough
         sys.exit(f"lit-threeseven: error: {error}")

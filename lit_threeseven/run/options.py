@@ -1,45 +1,33 @@
-"""What the user gives and is told: options checked and filled in, mistakes as sentences, metrics as rows."""
+"""Check and complete options; turn the user's mistakes into sentences, and metrics into rows."""
 
 import errno
-import logging
 import os
 import re
-import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from inspect import signature
-from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import instantiate_class
-from torch import Tensor, distributed
+from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.errors import UserError
 from lit_threeseven.networks import NETWORKS
-from lit_threeseven.resumable import full_name, plain
+from lit_threeseven.resumable import arguments, check_class, full_name, saved
 from lit_threeseven.weights import PRETRAINED
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-
-# Options that decide where training ends, besides those of model, optimizer and scheduler.
-DECIDING = ["data.val_fraction", "data.seed", "data.batch_size", "trainer.precision", "trainer.accumulate_grad_batches"]
-DECIDING += ["trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.limit_train_batches"]
-DECIDING += ["trainer.overfit_batches", "data.rotation", "data.zoom", "data.shift"]
 
 PARSER_KEY = r'Parser key "(.+?)":'
 
-# The parser's words for a type, and a person's.
+# The parser's words for a type, and plain ones.
 WORDS = {
     r"<class 'int'>": "a whole number",
     r"<class 'float'>": "a number",
@@ -47,43 +35,21 @@ WORDS = {
     r"<class 'NoneType'>": "null",
     r"<class 'str'>": "text",
     r"<class 'list'>": "a list, such as [20, 10]",
+    r"<class 'collections.abc.Iterable'>": "a list",
     r"<class 'tuple'>( with 2 elements)?": "a list of 2, such as [3, 7]",
     r"tuple with (\d+) elements": r"a list of \1",
     r"dot import path string.*": "the name of a class",
     r"typing\.Literal\[(.*)\]": r"\1",
 }
 
-CHECKS = 20  # validations and saves of a fit, at most, unless the user says otherwise
-
-
-def with_recipes(args: list[str]) -> list[str]:
-    """Put files in the place of recipes' names after ``--config``; refuse a file that is not plain YAML."""
-    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    for i, (option, name) in enumerate(pairwise(args), 1):
-        if option != "--config":
-            continue
-        if re.fullmatch(r"\w+", name) and not Path(name).exists():
-            args[i] = str(RECIPES / f"{name}.yaml")
-            if not Path(args[i]).exists():
-                known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-                raise UserError(f"There is no recipe {name}; there are {known}, and --config takes a YAML file too.")
-        try:
-            text = Path(args[i]).read_text("utf-8")
-            if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)) > 20:  # they multiply
-                raise ValueError("more than 20 aliases; write the values out")
-            content = yaml.safe_load(text)
-        except OSError as error:
-            raise UserError(f"--config {name} can't be read ({error.strerror}).") from error
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{name} is not a plain YAML file in UTF-8 ({error}).") from error
-        for section in ("model", "data", "trainer"):
-            if isinstance(content, dict) and not isinstance(content.get(section, {}), dict | str):
-                raise UserError(f"{name}: {section} has options of its own, got {content[section]}.")
-    return args
+CHECKS = 20  # a fit validates and saves at most this often, unless the user says otherwise
 
 
 def with_model(command: list[str]) -> list[str]:
-    """Name the usual network first. As the parser's default it would pass its own arguments on to another network."""
+    """Put the default network first, so that --model replaces it.
+
+    If it were the parser's default, the network that replaces it would get its arguments.
+    """
     subcommand, *args = command
     if args[-1:] == ["--model.help"]:
         args.append("LitThreeSeven")
@@ -91,7 +57,7 @@ def with_model(command: list[str]) -> list[str]:
 
 
 def settle(options: Namespace, work: list[str]) -> None:
-    """Refuse options that can't work, and fill in paths."""
+    """Refuse options that can't work, and expand paths."""
     trainer = options.trainer
     for group, name in ((trainer, "default_root_dir"), (options.data, "data_dir"), (options, "ckpt_path")):
         if group[name]:
@@ -116,40 +82,34 @@ def settle(options: Namespace, work: list[str]) -> None:
         raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
 
 
-def compare(asked: LitThreeSeven, kept: LitThreeSeven) -> None:
-    """Raise a UserError if the command line asks for a network, or for arguments, other than the checkpoint's."""
-    if type(asked) not in (LitThreeSeven, type(kept)):
-        raise UserError(f"The checkpoint holds {full_name(type(kept))}, not {full_name(type(asked))}; drop --model.")
-    for name, argument in signature(type(asked)).parameters.items():
-        value, usual, other = map(listed, (asked.hparams.get(name), argument.default, kept.hparams.get(name)))
-        if value not in (usual, other):
-            raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
-
-
 def listed(value: Any) -> Any:
-    """A value as YAML gives it: a list in place of a tuple."""
+    """A value as YAML gives it: a list instead of a tuple."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def adopt(chosen: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Give a class of the user's own the arguments in a checkpoint, except where they name classes: none is imported.
+    """Choose the network of a checkpoint, with its arguments.
+
+    Arguments that name classes stay as the command line gives them, since a checkpoint must not import anything. The
+    network's class changes only from `LitThreeSeven`, the default, to another one of this package.
 
     Raises:
-        UserError: If the command line gives others.
+        UserError: If the command line gives other arguments, or names another network.
     """
-    kind: Any = locate(chosen.class_path)  # the parser has imported it
-    if issubclass(kind, LitThreeSeven):  # `compare` is for these
-        return
-    arguments = checkpoint.get("hyper_parameters", {})
-    for name, parameter in signature(kind).parameters.items():
-        if name not in arguments or "class_path" in repr(arguments[name]):
-            continue
-        given, usual, kept = map(listed, (chosen.init_args.get(name), parameter.default, arguments[name]))
-        if given == kept:
-            continue
-        if given != usual:
-            raise UserError(f"The checkpoint has model.{name} {kept}, not {given}; drop that option.")
-        chosen.init_args[name] = kept
+    asked: Any = locate(chosen.class_path)  # the parser has imported it
+    kind = next((kind for kind in NETWORKS if saved(kind, checkpoint)), asked) if asked is LitThreeSeven else asked
+    check_class(kind, checkpoint)
+    given = chosen.get("init_args", Namespace()).as_dict()
+    kept = arguments(kind, checkpoint.get("hyper_parameters", {}))
+    kept = {name: value for name, value in kept.items() if "class_path" not in repr(value)}
+    usual = {name: parameter.default for name, parameter in signature(asked).parameters.items()}
+    for name in given.keys() & kept.keys():
+        value, default, other = map(listed, (given[name], usual.get(name), kept[name]))
+        if value not in (default, other):
+            raise UserError(f"The checkpoint has model.{name} {other}, not {value}; drop that option.")
+    if kind is not asked:
+        given = {}
+    chosen.class_path, chosen.init_args = full_name(kind), Namespace(given | kept)
 
 
 def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any]:
@@ -171,47 +131,23 @@ def check_every(trainer: Namespace, data: ThreeSevenDataModule) -> dict[str, Any
     return {"check_val_every_n_epoch": max(1, -(-min(limits, default=100 * CHECKS) // CHECKS))}
 
 
-def recipe(options: Namespace, model: LightningModule, data: ThreeSevenDataModule) -> dict[str, Any]:
-    """What decides where training ends: a run can't be resumed with anything else."""
-    settings = {name: options[name] for name in DECIDING}
-    given = {name: plain(value) for name, value in options.model.get("init_args", Namespace()).as_dict().items()}
-    given |= dict(model.hparams)
-    settings |= {f"model.{name}": value for name, value in given.items() if name[0] != "_"}
-    if "train" in vars(data):
-        settings["checksum of the training images"] = zlib.crc32(data.train.tensors[0].numpy().tobytes())
-    used: Any = options.get("optimizer")
-    if (
-        not used
-        and isinstance(model, LitThreeSeven)
-        and type(model).configure_optimizers is LitThreeSeven.configure_optimizers
-    ):
-        own = LitThreeSeven.configure_optimizers(model)  # that of a subclass may need a Trainer at work
-        used = Namespace(class_path=type(own).__name__, init_args=own.defaults)
-    for kind, chosen in (("optimizer", used), ("lr_scheduler", options.get("lr_scheduler"))):
-        if kind == "lr_scheduler" or chosen:
-            settings[kind] = chosen and chosen.class_path.split(".")[-1]
-        settings |= {f"{kind}.{name}": value for name, value in (chosen.init_args.items() if chosen else ())}
-    kept = (int, float, str, list, type(None))  # a checkpoint is read without running code: no classes in it
-    return {name: value if isinstance(value, kept) else str(value) for name, value in settings.items()}
-
-
 @contextmanager
 def from_the_command_line(command: list[str]) -> Iterator[None]:
-    """In this context things are built of the user's options, so an error is the user's to fix."""
+    """Turn any error into a UserError, where objects are built from the user's options."""
     try:
         yield
     except MisconfigurationException:
         raise
-    except Exception as error:  # which one a class raises is its own affair
+    except Exception as error:  # classes raise errors of any kind
         text = " ".join(str(error).split())
         built = re.match(r"Does not validate .*? Errors: - (.*?) - Expected a <class ", text)
-        if isinstance(error, UserError) or built:  # by the parser, which keeps the text alone
+        if isinstance(error, UserError) or built:  # the parser keeps only the text of an error
             raise UserError(built[1] if built else text) from error
         raise UserError(f"{type(error).__name__}: {text.rstrip('.')} (given: {' '.join(command[1:])})") from error
 
 
 def try_out(options: Namespace, model: LightningModule, trainer: Any, command: list[str]) -> None:
-    """Step the optimizer and the scheduler of the command line once for each epoch, with a weight of their own.
+    """Try the chosen optimizer on a weight made for this, and the scheduler for all epochs, 10,000 at most.
 
     Raises:
         UserError: If that fails, or a callback watches a metric that the usual networks don't log.
@@ -236,7 +172,7 @@ def try_out(options: Namespace, model: LightningModule, trainer: Any, command: l
 
 
 def sentence(error: BaseException, command: list[str], processes: int) -> str | None:
-    """What to tell the user of an error that is the user's to fix; None for one that is ours, or a signal."""
+    """The sentence for an error that the user can fix; None for a mistake of ours, or a signal."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError | MisconfigurationException):
         return text
@@ -248,13 +184,13 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
         return (
             "The processes of this run lost contact, or not all of them started "
             f"({text.partition('. This is typically')[0][:200]}). If none of them says why, start all nodes with the "
-            "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first."
+            "same number of nodes and devices, and with the MASTER_ADDR and a free MASTER_PORT of the first node."
         )
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     if isinstance(error, OSError) and (error.filename or error.errno in full):
-        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        name = os.fsdecode(error.filename or "The folder of this run")
         return (
-            f"{name or 'The folder of this run'} can't be used ({error.strerror}); fix that, or choose "
+            f"{name} can't be used ({error.strerror}); fix that, or choose "
             "another with --trainer.default_root_dir (logs and checkpoints) or --data.data_dir (MNIST). Everything "
             "saved before is intact."
         )
@@ -262,26 +198,30 @@ def sentence(error: BaseException, command: list[str], processes: int) -> str | 
 
 
 def parsers(message: str) -> str:
-    """What the parser says of an argument, in words: "--data.batch_size must be a whole number or null, got 1.5"."""
+    """The parser's message in plain words: "--data.batch_size must be a whole number or null, got 1.5"."""
     keys = re.findall(PARSER_KEY, message)
-    wrong = re.search(r"class_path '(?:.+\.)?(\w+)':\s+Option '(.+?)' is not accepted", message)
+    problem = re.search(r"class_path '(.+)':\s+(.+)", message)
+    name, what = problem.groups() if problem else ("", "")
+    wrong = re.match(r"Option '(.+?)' is not accepted", what)
     if wrong:
-        return f"--{keys[0]}.{wrong[2]} is not an option of {wrong[1]}{meant(wrong[2])}"
-    lacking = re.search(r"class_path '(?:.+\.)?(\w+)':\s+the following arguments are required: (.+)", message)
+        return f"--{keys[0]}.{wrong[1]} is not an option of {name.split('.')[-1]}{meant(wrong[1])}"
+    lacking = re.match(r"the following arguments are required: (.+)", what)
     if lacking:
-        return f"{lacking[1]} needs {lacking[2]}, as in --{keys[0]}.{lacking[2].split(',')[0]} …"
+        return f"{name.split('.')[-1]} needs {lacking[1]}, as in --{keys[0]}.{lacking[1].split(',')[0]} …"
+    failed = (
+        [what] if what and not keys[1:] else re.findall(r"^ +- (?!Expected|Does not|Problem|Parser)(.+)", message, re.M)
+    )
     value = re.search(r"(?:Given|Got) value: (.*)", message)
-    expected = re.findall(r"Expected an? (?!path)(.+?)(?=\. Got value|$)", message, re.MULTILINE)
+    if failed and value:  # importing or building the class failed
+        return f"--{keys[0]} {name or value[1]}: {failed[0]}"
+    expected = re.findall(r"Expected (?:an? (?!path)|(?=<))(.+?)(?=\. Got value|$)", message, re.MULTILINE)
     for pattern, words in WORDS.items():
         expected = [re.sub(pattern, words, kind) for kind in expected]
-    if keys[1:] or keys == ["model"]:  # null would do for the whole network only, and we don't want that
+    if keys[1:] or keys == ["model"]:  # null could only replace the whole network, which is no use
         expected = [kind for kind in expected if kind != "null"]
     if keys and value and expected:
         choices = dict.fromkeys(sorted(expected, key="null".__eq__))  # null comes last
         return f"--{'.'.join(keys)} must be {' or '.join(choices)}, got {value[1]}"
-    refused = re.search(r"- Import path (.*)", message)
-    if keys and refused:
-        return f"--{keys[0]}: {refused[1]}"
     text = re.sub(PARSER_KEY, r"--\1:", " ".join(message.split()))
     unknown = re.search(r"(?:unrecognized arguments|ambiguous option): (\S+)", text)
     if unknown and unknown[1] in ("fit", "validate", "test", "predict"):
@@ -290,7 +230,7 @@ def parsers(message: str) -> str:
 
 
 def meant(option: str) -> str:
-    """A question about the option of model, data or Trainer whose name is most like one that there isn't."""
+    """For an unknown option, "; did you mean …?" with the most similar one of model, data or Trainer; or nothing."""
     groups = {"model": LitThreeSeven, "data": ThreeSevenDataModule, "trainer": Trainer}
     names = {name: f"--{group}.{name}" for group, kind in groups.items() for name in signature(kind).parameters}
     name = re.split(r"[.]|--", option.partition("=")[0])[-1].replace("-", "_")
@@ -299,61 +239,9 @@ def meant(option: str) -> str:
 
 
 def metric_rows(metrics: dict[str, float]) -> dict[str, str]:
-    """Lightning's metrics as rows for people: `test/auroc` becomes `Test AUROC`."""
+    """Lightning's metrics as rows of a table: `test/auroc` becomes `Test AUROC`."""
     rows = {}
     for key, value in metrics.items():
         name = key.replace("/", " ").capitalize().replace("auroc", "AUROC")
         rows[name] = f"{value:.2%}" if "accuracy" in key else f"{value:.4f}"
     return rows
-
-
-def answers(batch: Any, rows: Tensor) -> dict[str, Tensor]:
-    """What a network's `predict_step` gave for some rows, as columns, ``(n,)`` each, and those rows.
-
-    Raises:
-        UserError: If it is neither a tensor nor a dictionary of tensors, with one row for each image.
-    """
-    given = batch if isinstance(batch, dict) else {"output": batch}
-    if not all(isinstance(value, Tensor) and value.ndim and len(value) == len(rows) for value in given.values()):
-        raise UserError("predict_step must give a tensor, or a dictionary of tensors, with one row for each image.")
-    columns = {"rows": rows}
-    for name, value in given.items():
-        parts = value.flatten(1).T if value.ndim > 1 else [value]
-        columns |= {f"{name} {k}" if len(parts) > 1 else name: part for k, part in enumerate(parts)}
-    return {name: column.cpu() for name, column in columns.items()}
-
-
-def predictions(batches: list[dict[str, Tensor]], data: ThreeSevenDataModule) -> tuple[str, int | None, int]:
-    """Answers for test images as CSV, how many of them are right if they name a digit, and how many there are."""
-    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    order = columns["rows"].argsort()
-    columns = {name: column[order] for name, column in columns.items()}
-    rows, first = columns.pop("rows"), data.digits[0]
-    _, y = data.test[rows]  # limit_predict_batches may be given
-    truth = torch.where(y[:, 0] == 1, *data.digits)
-    names = {"probability": f"probability of {first}"}
-    lines = [",".join(["image", "truth", *(names.get(name, name) for name in columns)]) + "\n"]
-    for row in torch.stack([column.double() for column in (rows, truth, *columns.values())], dim=1).tolist():
-        lines.append(",".join(f"{value:.9g}" for value in row) + "\n")
-    right = int((columns["digit"] == truth).sum()) if "digit" in columns else None
-    return "".join(lines), right, len(truth)
-
-
-def silence_libraries() -> None:
-    """Silence what nobody at the terminal can act on, and print other warnings on one line each."""
-    warnings.formatwarning = lambda message, *_, **__: f"lit-threeseven: warning: {' '.join(str(message).split())}\n"
-    # TensorBoard's writer: what stops it is raised in the main thread too
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else threading.__excepthook__(args)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "LeafSpec.*is deprecated",
-        ".*torch.jit.trace.* is deprecated",  # by which TensorBoard's writer traces the graph
-        "smaller than the logging interval",  # a full batch is one batch per epoch
-        "configure_optimizers` will be overridden",  # by --optimizer, as asked for
-        "callbacks used to create the checkpoint need to be provided",  # not to test or predict
-        "across ranks is zero",  # val_fraction=0
-        "was called before the ``update`` method",  # a process without a share
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-    ):
-        warnings.filterwarnings("ignore", message=f".*{message}")

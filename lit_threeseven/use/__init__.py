@@ -1,4 +1,4 @@
-"""What uses a trained network: pictures of one's own, and export."""
+"""Uses of a trained network: your own pictures, and export."""
 
 from lit_threeseven.use.pictures import NoInkError, normalize
 

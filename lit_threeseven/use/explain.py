@@ -1,4 +1,4 @@
-"""Why a network decides as it does: what each pixel contributes, and figures of it."""
+"""Why a network decides as it does: what each pixel contributes, and figures that show it."""
 
 import os
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from lit_threeseven.watch import figures
 
 
 def contributions(model: Any, x: Tensor) -> Tensor:
-    """What each pixel contributes to the decision: ``x W`` before it is summed up, above 0 for the first digit.
+    """What each pixel contributes to the decision: the terms of ``x W``, above 0 for the first digit.
 
-    With hidden layers it is the pixel times the slope of the logit there, which of one layer is ``x W`` too.
+    With hidden layers it is the pixel times the slope of the logit there; with one layer, that is the term of ``x W``.
 
     Args:
-        model: A `LitThreeSeven`, or what has its `logits`.
+        model: A `LitThreeSeven`, or anything with its `logits`.
         x: ``(N, 28, 28)``, 0 to 1.
 
     Returns:
@@ -37,7 +37,7 @@ def contributions(model: Any, x: Tensor) -> Tensor:
 
 
 def picture(file: str, found: Found) -> tuple[NDArray[np.uint8], Box]:
-    """A file's picture, ``(H, W, 3)``, small enough for a figure, and where in it the digit was found."""
+    """A file's picture, ``(H, W, 3)``, small enough for a figure, and the box in which the digit was found."""
     with Image.open(file, formats=formats()) as opened:
         values, scale = colours(opened)
     left, top, right, bottom = (round(side / scale) for side in found.box)
@@ -45,10 +45,10 @@ def picture(file: str, found: Found) -> tuple[NDArray[np.uint8], Box]:
 
 
 class Explanations:
-    """Figures in a folder, one for each picture, named after it; none replaces a picture or another one.
+    """Figures in a folder, one for each picture and named after it; none overwrites a picture or another figure.
 
     Args:
-        folder: Where to write them; made if it is not there.
+        folder: Where to write them; created if it doesn't exist.
         files: The pictures.
 
     Raises:
@@ -61,7 +61,7 @@ class Explanations:
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: Any, file: str, found: Found, title: str) -> None:
-        """Write the figure of what was found in a file; raises UserError if that can't be done."""
+        """Write the figure of what was found in a file; raise a UserError if that fails."""
         stem = os.fsdecode(os.fsencode(Path(file).name)[:200])  # a name has at most 255 bytes
         path, number = self.folder / f"{stem}{EXPLAINED}", 2
         while path in self.taken:

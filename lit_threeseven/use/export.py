@@ -23,29 +23,29 @@ LARGEST_PAGE = 300_000  # bytes
 PEN = 27  # radius of the page's pen, of 560 pixels in both directions
 EXAMPLES = 12
 CENTRES = 250  # means of training images that the page compares a drawing with
-PATCH, STEP = 4, 3  # pixels: these are compared by the means of overlapping squares, so a shift matters less
-REMARKED = 0.005  # share of the test images that the page takes for unlike the training images
+PATCH, STEP = 4, 3  # pixels: images are compared by the means of overlapping squares, so a shift matters less
+REMARKED = 0.005  # fraction of the test images that get the page's remark that they are unlike the training images
 
-# What a format makes of pixels, (N, 784) float32, 0 to 1, when it is loaded back: probabilities, (N, 1).
+# A file that was loaded back: it takes pixels, (N, 784) float32, 0 to 1, and gives probabilities, (N, 1).
 Program = Callable[[Tensor], Tensor]
 
 
 def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: Tensor, training: Tensor) -> float:
-    """Write a network to a file in one of `FORMATS`, once it has been loaded back and compared.
+    """Write a network to a file in one of `FORMATS`; the file is loaded back and compared before it is kept.
 
     "onnx" and "torch-export" take ``pixels``, ``(N, 784)`` float32, 0 to 1, for any N, and give ``probability``,
     ``(N, 1)``. "safetensors" is a folder, see `LitThreeSeven.save_pretrained`. "html" is a page to draw on, see `page`.
 
     Args:
         model: A network in evaluation mode.
-        path: File, or folder, to write; files that are there are replaced.
+        path: File or folder to write; existing files are replaced.
         form: One of `FORMATS`.
         images: Test images, ``(N, 28, 28)`` uint8, to compare with.
-        labels: Their labels, ``(N, 1)``; the page's examples are some of both digits.
+        labels: Their labels, ``(N, 1)``; the page's examples are some images of each digit.
         training: Training images, ``(M, 28, 28)`` uint8; the page remarks on what is unlike them.
 
     Returns:
-        The largest difference of a probability between file and network.
+        The largest difference between a probability of the file and the network's.
 
     Raises:
         UserError: If the file's answers differ by more than 1e-6, or the page would be too large.
@@ -67,7 +67,7 @@ def export(model: LitThreeSeven, path: Path, form: str, images: Tensor, labels: 
 
 
 def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
-    """Write what `from_pretrained` reads, here and with Hugging Face's; gives what it makes of it."""
+    """Write the folder that `from_pretrained` reads, ours and Hugging Face's; return the network that ours loads."""
     with torch.no_grad():
         right = ((model(images) >= THRESHOLD) == labels.bool()).double().mean().item()
     model.training_facts = model.training_facts | {f"of {len(images):,} test images right": f"{right:.2%}"}
@@ -76,7 +76,7 @@ def to_safetensors(model: LitThreeSeven, path: Path, images: Tensor, labels: Ten
 
 
 def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
-    """Write ONNX; gives what onnxruntime makes of it."""
+    """Write an ONNX file; return the program that onnxruntime loads."""
     import onnxruntime
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -89,7 +89,7 @@ def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, tr
         dynamo=True,
         verbose=False,
     )
-    ClearMetadataAndDocStringPass()(made.model)  # among it the paths of this installation
+    ClearMetadataAndDocStringPass()(made.model)  # it includes the paths of this installation
     made.model.metadata_props["digits"] = json.dumps(model.digits)
     made.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -97,7 +97,7 @@ def to_onnx(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, tr
 
 
 def to_torch_export(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
-    """Write what `torch.export.load` reads; gives what it makes of it."""
+    """Write the file that `torch.export.load` reads; return the program that it loads."""
     dynamic = {"x": {0: torch.export.Dim("N")}}
     program = torch.export.export(_Pure(model).eval(), (torch.zeros(2, PIXELS),), dynamic_shapes=dynamic)
     for node in program.graph.nodes:
@@ -107,7 +107,7 @@ def to_torch_export(model: LitThreeSeven, path: Path, images: Tensor, labels: Te
 
 
 def to_html(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, training: Tensor) -> Program:
-    """Write the page; gives what the engine of Chromium makes of its script."""
+    """Write the page; return a program that runs its script in Chromium's JavaScript engine."""
     from py_mini_racer import MiniRacer
 
     path.write_text(page(model, images, labels, training), "utf-8")
@@ -123,7 +123,7 @@ def to_html(model: LitThreeSeven, path: Path, images: Tensor, labels: Tensor, tr
     return program
 
 
-# What pages have from the browser: base64 as bytes, one character each.
+# A function that browsers provide: base64 as bytes, one character each.
 ATOB = """
 const atob = (text) => {
   const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -134,9 +134,9 @@ const atob = (text) => {
 
 
 def page(model: LitThreeSeven, images: Tensor, labels: Tensor, training: Tensor) -> str:
-    """A page of HTML to draw a digit on, or to open a picture of one, without a network connection or anything else.
+    """An HTML page to draw a digit on, or to open a picture of one; it needs no network connection and no other file.
 
-    Drawings are normalised by `pictures.place`. Of pictures it reads those that `find` calls clear, by the same steps.
+    It normalizes drawings as `pictures.place` does. It reads only pictures that `find` calls clear, by the same steps.
 
     Args:
         model: A network in evaluation mode.
@@ -145,7 +145,7 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor, training: Tensor)
         training: ``(M, 28, 28)`` uint8, 0 to 255, see `likeness`.
 
     Raises:
-        UserError: If it would be larger than 300 KB, as with wide hidden layers.
+        UserError: If it would be larger than 300 KB, as it is with wide hidden layers.
     """
     parameters = [parameter.detach().cpu().numpy() for parameter in model.parameters()]
     chosen = torch.cat([(labels.flatten() == label).nonzero()[: EXAMPLES // 2, 0] for label in (1, 0)]).sort().values
@@ -172,28 +172,28 @@ def page(model: LitThreeSeven, images: Tensor, labels: Tensor, training: Tensor)
     size = len(text.encode())
     if size > LARGEST_PAGE:
         raise UserError(
-            f"The page would have {size / 1000:,.0f} KB, at most {LARGEST_PAGE // 1000} are allowed; export a network "
-            "with narrower hidden layers, such as --model.hidden_sizes '[40]'."
+            f"The page would have {size / 1000:,.0f} KB, at most {LARGEST_PAGE // 1000} are allowed; export a "
+            "network with narrower hidden layers, such as --model.hidden_sizes '[40]'."
         )
     return text
 
 
 def likeness(training: Tensor, images: Tensor) -> tuple[Tensor, float]:
-    """What a page needs to tell whether a drawing is like the training images: far less than all of these.
+    """What a page needs to tell whether a drawing is like the training images, in far less space than all of them.
 
     Images are compared by the cosine between the means of their patches of 4×4 pixels, one every three pixels. The
-    training images are represented by 250 of their means, as k-means finds them.
+    training images are represented by 250 means, found by k-means.
 
     Args:
         training: ``(M, 28, 28)`` uint8.
         images: Test images, ``(N, 28, 28)`` uint8.
 
     Returns:
-        The means, ``(250, 81)`` uint8, each up to 255; fewer if there are fewer training images. Also one minus the
-        cosine with the nearest of them that one test image in two hundred exceeds.
+        The means, ``(250, 81)`` uint8, each scaled so that its largest number is 255; fewer if there are fewer training
+        images. And the distance, one minus the cosine with the nearest mean, that one test image in 200 exceeds.
     """
     x, tests = (_patches(part) for part in (training, images))
-    centres = x[torch.linspace(0, len(x) - 1, min(CENTRES, len(x))).long()]  # not by chance: a page can be made again
+    centres = x[torch.linspace(0, len(x) - 1, min(CENTRES, len(x))).long()]  # not random: each export is the same
     for _ in range(6):
         sums = torch.zeros_like(centres).index_add(0, (x @ centres.t()).argmax(1), x)
         centres = torch.where(sums.any(1, keepdim=True), torch.nn.functional.normalize(sums), centres)
@@ -203,7 +203,7 @@ def likeness(training: Tensor, images: Tensor) -> tuple[Tensor, float]:
 
 
 def _patches(images: Tensor) -> Tensor:
-    """The means of an image's patches, ``(N, 81)``, divided by their length as a vector."""
+    """The means of each image's patches, ``(N, 81)``, scaled to a vector of length 1."""
     means = torch.nn.functional.avg_pool2d(images.unsqueeze(1).float(), PATCH, STEP).flatten(1)
     return torch.nn.functional.normalize(means)
 

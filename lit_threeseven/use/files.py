@@ -1,4 +1,4 @@
-"""Files of pictures: found in folders, opened, and the digits in them."""
+"""Picture files: find them in folders, open them, and find the digits in them."""
 
 import itertools
 import os
@@ -18,10 +18,10 @@ UNREADABLE = "can't be read: "
 
 
 def find(paths: Iterable[str]) -> list[str]:
-    """Files of pictures: the given ones, those in given folders and their folders, and for "-" those that it lists.
+    """Picture files: given files, those in given folders and subfolders, and for "-" those listed on standard input.
 
-    In a folder they are known by their ending, and explanations are left out. A folder that is empty or can't be read
-    is given as if it were a file.
+    In a folder, pictures are recognized by their ending, and explanations are left out. A folder that is empty or can't
+    be read is returned as if it were a file.
     """
     files: list[str] = []
     for path in paths:
@@ -52,7 +52,7 @@ def read(file: str) -> tuple[list[Found], str]:
     """The digits in a file, from left to right, and a remark."""
     try:
         if Path(file).is_dir():
-            next(Path(file).iterdir(), None)  # which says why, if it can't be read
+            next(Path(file).iterdir(), None)  # its error says why the folder can't be read
             raise OSError("there are no pictures in it")
         if Path(file).exists() and not Path(file).is_file():  # reading a pipe could take forever
             raise OSError("it is not a file")

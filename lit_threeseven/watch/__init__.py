@@ -1,4 +1,4 @@
-"""What one watches: a progress bar at the terminal, and pictures in TensorBoard."""
+"""A progress bar at the terminal, and pictures in TensorBoard."""
 
 from lit_threeseven.watch.bar import FitProgressBar
 from lit_threeseven.watch.pictures import TensorBoardPictures

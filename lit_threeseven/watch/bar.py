@@ -1,4 +1,4 @@
-"""`FitProgressBar`: how far training has come, at the terminal, in a notebook, and in a log file."""
+"""`FitProgressBar`: the progress of training, at the terminal, in a notebook, and in a log file."""
 
 import io
 import shutil
@@ -14,9 +14,9 @@ from typing_extensions import override
 class FitProgressBar(ProgressBar):
     """One bar over all epochs of a fit, with the loss and the time left, on standard error.
 
-    In a notebook it is one line that moves; in a log file there is a line for every tenth of the run. Lightning's own
-    bar starts again at each epoch, which is no use when an epoch is one batch. The loss is read only when it is shown,
-    at most ten times a second.
+    In a notebook it is one line that is updated; in a log file there is a line for every tenth of the run. Lightning's
+    own bar starts again at each epoch, which is useless when an epoch is one batch. The loss is read only when it is
+    shown, at most ten times a second.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class FitProgressBar(ProgressBar):
         self.is_enabled = True
         self._bar = tqdm(disable=True)
         self._total = 0.0  # steps of the run
-        self._tenth = 10  # of the run that the last line of a log file was for; in the end there is nothing to add
+        self._tenth = 10  # tenths of the run that a log file has lines for; 10 means nothing to add
 
     @property
     def is_disabled(self) -> bool:
@@ -33,7 +33,7 @@ class FitProgressBar(ProgressBar):
 
     @override
     def enable(self) -> None:
-        """Draw the bar, in a fit from its next step on."""
+        """Draw the bar; during a fit, from its next step on."""
         self.is_enabled = True
 
     @override
@@ -45,7 +45,7 @@ class FitProgressBar(ProgressBar):
 
     @override
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print as Python does, above the bar."""
+        """Print above the bar, with the arguments of Python's `print`."""
         with self._bar.external_write_mode(kwargs.get("file")):
             print(*args, **kwargs)
 
@@ -61,15 +61,16 @@ class FitProgressBar(ProgressBar):
         if not notebook and not sys.stderr.isatty():
             self._tenth = int(10 * trainer.global_step / total)
             return
-        columns, lines = shutil.get_terminal_size()  # left to tqdm, a terminal that doesn't report its size stays empty
+        # left to tqdm, a terminal that doesn't report its size stays empty; Python 3.10 says that it is 0 × 0
+        columns, lines = shutil.get_terminal_size()
         self._bar = tqdm(
             desc=_text(trainer, trainer.current_epoch + 1),
             total=total,
             initial=trainer.global_step,
             bar_format="Training |{bar:20}| {desc}" + (", {remaining} left" if total < float("inf") else ""),
-            miniters=1,  # or tqdm would guess how often to look at the clock
-            ncols=columns,
-            nrows=lines,
+            miniters=1,  # otherwise tqdm guesses how often to look at the clock
+            ncols=columns or 80,
+            nrows=lines or 24,
             file=_Cell() if notebook else sys.stderr,
         )
 
@@ -104,7 +105,7 @@ class FitProgressBar(ProgressBar):
 class _Cell(io.StringIO):
     """A notebook's output that shows the last line written."""
 
-    encoding = "utf-8"  # which tqdm asks for
+    encoding = "utf-8"  # tqdm asks for it
 
     def __init__(self) -> None:
         from IPython.display import display

@@ -1,4 +1,4 @@
-"""Pictures as opaque matplotlib figures, from tensors of any floating-point type; they need no display."""
+"""Pictures as opaque matplotlib figures, from tensors of any floating-point type; no display is needed."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,19 +18,19 @@ INK, LINE = "#222222", "#b2182b"
 
 
 def weights(W: Tensor, digits: tuple[int, int] = (3, 7), name: str = "W") -> Figure:
-    """Draw where ink speaks for the first digit and where for the second, in a palette centred on zero.
+    """Draw where ink favours the first digit and where the second, in a palette centred on zero.
 
     Args:
         W: ``(784, 1)``.
         digits: The two digits that `W` tells apart.
-        name: What to call it.
+        name: Its name in the title.
     """
     first, second = digits
     picture = W.detach().float().cpu().reshape(28, 28)
     limit = picture.abs().max().item() or 1.0
     figure, axes = _panel(4.6, f"{name}: red for {first}, blue for {second}", "column", "row")
     axes.set(xticks=[0, 27], yticks=[0, 27], anchor="W")
-    # the colour bar is a part of the picture: in axes of its own it would take as long as everything else
+    # the colour bar is part of the picture: separate axes would take as long as everything else
     bar = torch.linspace(limit, -limit, 28).unsqueeze(1).expand(28, 2)
     axes.imshow(torch.cat([picture, torch.zeros(28, 1), bar], dim=1).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     for value, row in ((limit, 0), (0.0, 13.5), (-limit, 27)):
@@ -45,7 +45,7 @@ def units(W: Tensor, name: str = "W1") -> Figure:
 
     Args:
         W: ``(784, K)``, of K units.
-        name: What to call it.
+        name: Its name in the title.
     """
     rows = W.detach().float().cpu().t()
     strongest = rows.norm(dim=1).topk(min(24, len(rows))).indices.sort().values
@@ -61,18 +61,18 @@ def units(W: Tensor, name: str = "W1") -> Figure:
 
 
 def images(x: Tensor, captions: Sequence[str], title: str) -> Figure:
-    """Draw images side by side, four in a row, each under its caption, which can be read on TensorBoard's small cards.
+    """Draw images, four in a row, each under a caption large enough for TensorBoard's small cards.
 
     Args:
         x: ``(N, 784)`` or ``(N, 28, 28)``, 0 to 1; dark is 1.
-        captions: N of them, short; a line break makes two lines.
+        captions: N short ones, of one or two lines.
         title: Text above the images.
     """
     rows = -(-len(x) // 4)
     paper = 0.1 + 0.9 * x.detach().float().cpu().reshape(-1, 28, 28)
     tiles = pad(paper, (1, 1, 11, 1, 0, 4 * rows - len(x)))  # to 40 × 30 pixels, as many as there is room for
     canvas = tiles.unflatten(0, (rows, 4)).transpose(1, 2).reshape(40 * rows, 120)
-    # one pair of axes for all images: a pair for each would take longer than everything else
+    # the same axes for all images: separate ones would take longer than everything else
     figure = Figure(figsize=(3.6, 1.2 * rows + 0.4), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1.2 * rows / (1.2 * rows + 0.4)))
     axes.imshow(canvas.numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -92,7 +92,7 @@ def contributions(
     picture: Any = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> Figure:
-    """Draw an image, and beside it what each pixel says: red speaks for the first digit, blue for the second.
+    """Draw an image, and beside it what each pixel contributes: red favours the first digit, blue the second.
 
     Args:
         x: ``(28, 28)``, 0 to 1; dark is 1.
@@ -100,7 +100,7 @@ def contributions(
         title: Text above both.
         digits: The two digits.
         b: What the network adds to that sum, if it has one layer.
-        picture: The picture as it was taken, ``(H, W, 3)`` uint8 or one of Pillow's, to draw at the left.
+        picture: The original picture, ``(H, W, 3)`` uint8 or a Pillow image, to draw on the left.
         box: Left, top, right and bottom of the digit in it, in pixels.
     """
     first, second = digits
@@ -134,9 +134,9 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     """Draw how well the digits are told apart.
 
     Args:
-        kind: "confusion_matrix" shows how many images of each digit are taken for which: below a probability of 0.5
-            for the second. "roc", the receiver operating characteristic, and "precision_recall" show what is gained
-            and lost as that threshold goes down.
+        kind: "confusion_matrix" shows how many images of each digit get which answer: the second digit below a
+            probability of 0.5, otherwise the first. "roc", the receiver operating characteristic, and
+            "precision_recall" show what is gained and lost as that threshold goes down.
         probability: Probability of the first digit, ``(N, 1)``, 0 to 1.
         y: Labels, ``(N, 1)``: 1 for the first digit, 0 for the second.
         digits: The two digits.
@@ -145,7 +145,7 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
     probability, y = probability.detach().flatten().float().cpu(), y.flatten().int().cpu()
     if kind == "confusion_matrix":
         counts = binary_confusion_matrix((probability >= THRESHOLD).int(), y).flip(0, 1)
-        figure, axes = _panel(3.9, f"{counts[0, 1] + counts[1, 0]:,} of {len(y):,} are wrong", "taken for", "is")
+        figure, axes = _panel(3.9, f"{counts[0, 1] + counts[1, 0]:,} of {len(y):,} are wrong", "answer", "digit")
         axes.imshow(counts.numpy(), cmap="Blues", vmin=0)
         for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
             color = "white" if counts[row, column] > counts.max() / 2 else INK
@@ -162,7 +162,7 @@ def quality(kind: Kind, probability: Tensor, y: Tensor, digits: tuple[int, int] 
         up, across, _ = binary_precision_recall_curve(probability, y)
         figure, axes = _panel(3.9, f"Precision and recall of the {first}s", f"recall: {found}", "precision")
     axes.plot(across.numpy(), up.numpy(), color=LINE)
-    # the corner with the point of the curve that is nearest to the ideal one, as large as it must be to see it
+    # the corner with the point of the curve that is nearest to the ideal, just large enough to show it
     ideal = 0.0 if kind == "roc" else 1.0
     nearest = torch.maximum((across - ideal).abs(), 1 - up).min().item()
     side = next(side for side in (0.05, 0.1, 0.2, 0.5, 1.0) if nearest < side / 2 or side == 1)
@@ -206,7 +206,7 @@ def learning_curves(steps: Sequence[int], losses: Tensor, table: Sequence[dict[s
 
 
 def losses(ends: Tensor, mark: float) -> Figure:
-    """Draw the distribution of the losses, ``(N,)``, that N runs end with, and one more to compare them with."""
+    """Draw the distribution of the final losses of N runs, ``(N,)``, and one more loss to compare them with."""
     figure, axes = _panel(5.2, f"Where {len(ends)} random starts end (red: {mark})", "mean squared error", "starts")
     axes.hist(ends.numpy(), bins=[i / 20 for i in range(17)], color="#92c5de", edgecolor="white")
     axes.axvline(mark, color=LINE)
@@ -214,7 +214,7 @@ def losses(ends: Tensor, mark: float) -> Figure:
 
 
 def _panel(width: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """One pair of axes in a fixed place, which takes half the time of having it laid out."""
+    """A figure with axes in a fixed place, which takes half the time of automatic layout."""
     figure = Figure(figsize=(width, 3.6), facecolor="white")
     axes = figure.add_axes((0.15, 0.13, 0.79, 0.76), xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=11)

@@ -1,4 +1,4 @@
-"""What any of Lightning's loggers can be given: pictures and the recipe; and a way to go on when one of them fails."""
+"""Pictures and the recipe for any of Lightning's loggers; and a way to continue when a logger fails."""
 
 from collections.abc import Callable
 from functools import singledispatch, wraps
@@ -12,9 +12,9 @@ from torch.utils.tensorboard.summary import hparams
 
 @singledispatch
 def add_figure(logger: Logger, tag: str, draw: Callable[[], Figure], step: int) -> None:
-    """Show the picture that `draw` makes in a logger; one that can't take pictures leaves it out.
+    """Add the picture that `draw` makes to a logger; loggers that can't store pictures ignore it.
 
-    For a logger of your own, register a function with the same arguments: ``@add_figure.register``.
+    For your own logger, register a function with the same arguments: ``@add_figure.register``.
     """
 
 
@@ -35,9 +35,9 @@ def _(logger: MLFlowLogger, tag: str, draw: Callable[[], Figure], step: int) -> 
 
 @singledispatch
 def add_recipe(logger: Logger, recipe: dict[str, Any]) -> None:
-    """Give a logger what decides the result of a run, as parameters whose names begin with "recipe/".
+    """Log the settings that decide the result of a run, as parameters whose names begin with "recipe/".
 
-    Lightning logs the arguments of network and data itself, and some loggers take a name only once.
+    Lightning logs the arguments of network and data itself, and some loggers accept a name only once.
     """
     logger.log_hyperparams({f"recipe/{name}": value for name, value in recipe.items()})
 
@@ -52,9 +52,9 @@ def _(logger: TensorBoardLogger, recipe: dict[str, Any]) -> None:
 
 
 def forgive(logger: Logger) -> None:
-    """Let a logger that fails in mid-run end neither training nor its checkpoints: it warns once, and logs no more.
+    """Keep training, with its checkpoints, if a logger fails: there is one warning, and the logger stops logging.
 
-    A server may be gone, or a disk full. What a logger does before the first step still raises an error.
+    A server may be gone, or a disk full. Before the first step, a failing logger still raises its error.
     """
     for name in ("log_metrics", "log_image", "save", "finalize", "after_save_checkpoint"):
         if hasattr(logger, name):
@@ -70,11 +70,11 @@ def _forgiving(logger: Any, method: Callable[..., None]) -> Callable[..., None]:
 
 
 def attempt(logger: Any, work: Callable[..., None], *args: Any, **options: Any) -> None:
-    """Do some work for a logger, unless it has failed before; if it fails now, warn."""
+    """Do some work for a logger, unless it has failed before; warn if it fails now."""
     if vars(logger).get("has_failed"):
         return
     try:
         work(*args, **options)
     except Exception as error:
         logger.has_failed = True
-        rank_zero_warn(f"{type(logger).__name__} logs no more; it failed with {error!r}. Training continues.")
+        rank_zero_warn(f"{type(logger).__name__} stopped logging; it failed with {error!r}. Training continues.")

@@ -24,18 +24,18 @@ GRID = 12  # images in a grid
 
 
 class TensorBoardPictures(L.Callback):
-    """Show in TensorBoard how `LitThreeSeven`, or a subclass, thinks; of any other module only the recipe.
+    """Show in TensorBoard what `LitThreeSeven`, or a subclass, learns; for any other module, show only the recipe.
 
-    Their tags begin with "views" and "weights", which TensorBoard shows last. First it shows copies of the curves of
-    loss, "Loss/train" and "Loss/val".
+    The pictures' tags begin with "views" and "weights", which TensorBoard shows last. It first shows copies of the loss
+    curves, "Loss/train" and "Loss/val".
 
-    - At the start the recipe, as text and in the HPARAMS tab, and a grid of training images.
-    - After 1, 10, 100, … epochs and at the end `W` as a picture, and histograms of `W` and its gradient.
-    - At the end, of the last validation: the images with the highest loss, the confusion matrix, ROC and
-      precision-recall curves. After a test the same, but no images.
+    - At the start: the recipe, as text and in the HPARAMS tab, and a grid of training images.
+    - After 1, 10, 100, … epochs and at the end: `W` as a picture, and histograms of `W` and its gradient.
+    - At the end, from the last validation: the images with the highest loss, the confusion matrix, ROC and
+      precision-recall curves. After a test: the same, without images.
 
-    Other loggers get the recipe too, and the pictures if they take some, see `watch.loggers`. Only the first process
-    writes. If a picture fails, there is one warning and no more pictures of its kind; all others, and training,
+    Other loggers get the recipe too, and the pictures if they can store them, see `watch.loggers`. Only the first
+    process writes. If a picture fails, there is one warning and no more pictures of its kind; all others, and training,
     continue.
     """
 
@@ -47,7 +47,7 @@ class TensorBoardPictures(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._collected = []
-        self._weights_step = trainer.global_step  # of the last weights that were drawn
+        self._weights_step = trainer.global_step  # when weights were last drawn
         self._each(trainer, "recipe", Logger, lambda logger: add_recipe(logger, recipe_of(trainer)))
 
     @override
@@ -86,11 +86,11 @@ class TensorBoardPictures(L.Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _collect(self, trainer: L.Trainer, probability: Any, batch: Any, *indices: int) -> None:
-        """Keep probability and label of all rows, ``(n, 2)``, and of the hardest with pixels, ``(m, 786)``."""
-        if not any(indices):  # begin anew: any validation may be the last one
+        """Keep probability and label of all rows, ``(n, 2)``, and the same with pixels of the hardest, ``(m, 786)``."""
+        if not any(indices):  # start over: any validation may be the last one
             self._collected = []
             self._stage = "test" if trainer.testing else "val"
-            self._step = trainer.global_step - (not trainer.testing)  # of the last update, as of the curves
+            self._step = trainer.global_step - (not trainer.testing)  # that of the last update, as for the curves
         x, y, *_ = batch
         if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
             rows = torch.cat([probability, y], dim=1).float()
@@ -130,16 +130,16 @@ class TensorBoardPictures(L.Callback):
                 attempt(logger, self._try, trainer, tag, work, logger)
 
     def _try(self, trainer: L.Trainer, tag: str, work: Callable[..., None], *args: Any) -> None:
-        kind = tag.split(" ")[-1]  # of validation and of test
+        kind = tag.split(" ")[-1]  # the same for validation and test
         if kind in self._failed or not (kind == "recipe" or isinstance(trainer.lightning_module, LitThreeSeven)):
             return
         try:
             work(*args)
-        except OSError:  # of a full disk, or a server that is gone
+        except OSError:  # a full disk, or a server that is gone
             raise
         except Exception as error:
             self._failed.add(kind)
-            rank_zero_warn(f"There are no more pictures such as {tag!r}, which failed with {error!r}.")
+            rank_zero_warn(f"There will be no more pictures such as {tag!r}, which failed with {error!r}.")
 
     def _weights(self, trainer: L.Trainer, module: Any, epochs: int) -> None:
         """Show the first layer's weights as a picture, and histograms of every layer's weights and gradient."""
@@ -153,7 +153,7 @@ class TensorBoardPictures(L.Callback):
 
 
 def hardest_first(rows: Tensor) -> Tensor:
-    """Which of the rows have the highest loss, at most `GRID`: ``(N, 2)`` or wider, probability and label first."""
+    """Indices of the rows with the highest loss, at most `GRID`; rows begin with probability and label, ``(N, 2+)``."""
     return (rows[:, 0] - rows[:, 1]).abs().topk(min(GRID, len(rows))).indices
 
 
@@ -186,7 +186,7 @@ def write_histograms(writer: SummaryWriter, layers: dict[str, Tensor], step: int
 
 
 def recipe_of(trainer: L.Trainer) -> dict[str, int | float | str]:
-    """What decides the result of a run, in TensorBoard's order."""
+    """The settings that decide the result of a run, in TensorBoard's order."""
     recipe: dict[str, Any] = {}
     for optimizer in trainer.optimizers[:1]:
         group = optimizer.param_groups[0]

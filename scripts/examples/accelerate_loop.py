@@ -3,7 +3,7 @@
 pip install accelerate
 torchrun --nproc-per-node 2 scripts/examples/accelerate_loop.py --rows logs/rows
 
-With python in place of torchrun it is one process; on CPUs accelerate launch starts no more.
+With python instead of torchrun it runs as one process; so does accelerate launch on CPUs.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     data = ThreeSevenDataModule(batch_size=64)
-    # The loaders are not prepared: they share each batch out themselves, and Accelerate would share the shares again.
+    # The loaders are not prepared: they divide each batch themselves, and Accelerate would divide the shares again.
     train, test = data.train_dataloader(), data.test_dataloader()
     network = LitThreeSeven()
     model, optimizer = accelerator.prepare(network, network.configure_optimizers())

@@ -1,6 +1,6 @@
-"""A hand-written loop with Lightning Fabric: the main recipe ends at the same bits on any number of processes.
+"""A hand-written loop with Lightning Fabric: the main recipe gives the same bits on any number of processes.
 
-pip install .        # Fabric is a part of Lightning
+pip install .        # Fabric is part of Lightning
 python scripts/examples/fabric.py --devices 2
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     data = ThreeSevenDataModule()
     data.setup()
     train, test = fabric.setup_dataloaders(*(Batches(part, as_bytes=True) for part in (data.train, data.test)))
-    # The gradient of bytes is that of all processes already; in DDP, whose mean would round it, it need not be wrapped.
+    # For bytes the gradient is already that of all processes; DDP is not used, since its mean would round it.
     model = fabric.to_device(LitThreeSeven())
     optimizer = model.configure_optimizers()
     for _ in range(args.epochs):

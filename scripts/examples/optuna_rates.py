@@ -1,4 +1,4 @@
-"""Optuna searches for a learning rate; trials that do worse than the others at the same epoch are pruned.
+"""Search for a learning rate with Optuna; trials that do worse than the others at the same epoch are pruned.
 
 pip install optuna
 python scripts/examples/optuna_rates.py --trials 12
@@ -18,7 +18,7 @@ with needed("Optuna", "optuna"):
 
 
 class Prune(L.Callback):
-    """Tell a trial each validation loss, and end the fit if Optuna sees no hope in it."""
+    """Report each validation loss to a trial, and end the fit if Optuna prunes the trial."""
 
     def __init__(self, trial: "optuna.Trial") -> None:
         self.trial = trial
@@ -31,7 +31,7 @@ class Prune(L.Callback):
 
 
 def search(trials: int, epochs: int = 100) -> "optuna.Study":
-    """Train one network for each trial, with a validation every ten epochs; gives the study with all losses."""
+    """Train one network for each trial, with a validation every ten epochs; return the study with all losses."""
     data = ThreeSevenDataModule()
 
     def objective(trial: "optuna.Trial") -> float:

@@ -1,9 +1,9 @@
-"""Ray Train: the main recipe on two workers, which ends at the published bits, also if a worker is killed meanwhile.
+"""Ray Train: the main recipe on two workers gives the published bits, even if a worker is killed during training.
 
 pip install 'ray[train]'
 python scripts/examples/ray_train.py --out logs/ray
 
-Ray keeps a checkpoint for each 100 epochs in --out, and resumes from the last one. Its own logs are in /tmp/ray.
+Ray saves a checkpoint every 100 epochs in --out, and resumes from the last one. Its own logs are in /tmp/ray.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 import lightning as L
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.checkpoints import WholeCheckpointIO
 from lit_threeseven.errors import needed
-from lit_threeseven.run import WholeCheckpointIO
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 with needed("Ray", "ray[train]"):
@@ -25,23 +25,23 @@ with needed("Ray", "ray[train]"):
 
 
 class Report(ray.train.lightning.RayTrainReportCallback):
-    """Give Ray a checkpoint after each validation, and keep the epoch in which this attempt began."""
+    """Give Ray a checkpoint after each validation, and remember the epoch in which this attempt began."""
 
     began = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note it."""
+        """Remember the epoch."""
         self.began = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out the other epochs."""
+        """Skip epochs without a validation."""
         if (trainer.current_epoch + 1) % 100 == 0:
             super().on_train_epoch_end(trainer, pl_module)
 
 
 def train() -> int:
-    """What each worker does; gives the epochs that an earlier attempt had trained."""
-    tempfile.tempdir = str(Path.cwd())  # Ray's callback leaves empty folders behind, now in a folder of Ray's
+    """Train in a worker; return the number of epochs that an earlier attempt had trained."""
+    tempfile.tempdir = str(Path.cwd())  # a folder of Ray's, in which Ray's callback leaves empty folders behind
     L.seed_everything(0)
     last, report = ray.train.get_checkpoint(), Report()
     trainer = L.Trainer(
@@ -65,7 +65,7 @@ def train() -> int:
 
 
 def main() -> None:
-    """Train, and say what the best weights are."""
+    """Train, and print the best epoch and its digest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("logs/ray"), help="folder to write (default: logs/ray)")
     args = parser.parse_args()

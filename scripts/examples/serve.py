@@ -1,11 +1,11 @@
-r"""LitServe answers over HTTP which digit a picture shows, by a file that `lit-threeseven export` wrote.
+r"""Answer over HTTP which digit a picture shows, with LitServe and a file that `lit-threeseven export` wrote.
 
 pip install litserve
 lit-threeseven export pretrained --to torch-export
 python scripts/examples/serve.py LitThreeSeven.pt2
 curl http://127.0.0.1:8000/predict --json "{\"image\": \"$(base64 --wrap 0 .readme/three.png)\"}"
 
-Ctrl-C ends it. In place of an image in base64, 28×28 pixels from 0 to 1 will do: {"pixels": [[…], …]}.
+Ctrl-C stops it. Instead of an image in base64, you can send 28×28 pixels from 0 to 1: {"pixels": [[…], …]}.
 """
 
 import argparse
@@ -25,7 +25,7 @@ with needed("LitServe", "litserve"):
 
 
 class ThreeOrSeven(litserve.LitAPI):
-    """Gives "digit" and "probability", that of the first digit; a bad request gets a sentence, and code 400."""
+    """Gives "digit" and "probability", that of the first digit; a bad request gets one sentence and code 400."""
 
     def __init__(self, file: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ThreeOrSeven(litserve.LitAPI):
         self.digits = json.loads(about["digits"])
 
     def decode_request(self, request: dict) -> torch.Tensor:
-        """Pixels, ``(1, 784)``."""
+        """Return the pixels, ``(1, 784)``."""
         try:
             if "image" in request:
                 pixels = normalize(Image.open(io.BytesIO(base64.b64decode(request["image"]))))
@@ -51,7 +51,7 @@ class ThreeOrSeven(litserve.LitAPI):
         return pixels.view(1, 784)
 
     def predict(self, x: torch.Tensor) -> dict[str, float]:
-        """Answer."""
+        """Return the digit and the probability."""
         with torch.no_grad():
             probability = self.network(x).item()
         return {"digit": self.digits[probability < 0.5], "probability": probability}

@@ -1,4 +1,4 @@
-"""Hydra: network, data, Trainer, logger and callbacks are built as config.yaml and its groups say; any may be replaced.
+"""Hydra: network, data, Trainer, logger and callbacks come from config.yaml and its groups; each can be replaced.
 
 pip install hydra-core
 python scripts/examples/hydra/train.py model.lr=0.5 logger=tensorboard trainer.max_epochs=200 hydra.run.dir=logs/hydra

@@ -1,4 +1,4 @@
-"""The processes of a run: what started them, how they meet, and how long they wait for one another."""
+"""The processes of a run: what started them, how they connect, and how long they wait for one another."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.signals import hold, local_rank
 
 PATIENCE = timedelta(minutes=2)  # how long a process waits for another one
-GRACE = 5  # seconds that other processes leave the first one on their machine to say what is wrong
+GRACE = 5  # seconds in which the first process of a machine says what is wrong, before the others end
 
 
 def take_devices(trainer: Namespace) -> None:
@@ -34,7 +34,7 @@ def take_devices(trainer: Namespace) -> None:
     elif "SLURM_STEP_NUM_TASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         world_size = int(os.environ["SLURM_STEP_NUM_TASKS"])
         local = world_size // int(os.environ["SLURM_STEP_NUM_NODES"])
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(local))  # Lightning insists on it
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(local))  # Lightning requires it
     else:
         return
     if trainer.devices == "auto":
@@ -42,10 +42,10 @@ def take_devices(trainer: Namespace) -> None:
 
 
 def join_torchrun() -> None:
-    """Meet torchrun's other processes in a store of this attempt's own; Lightning then adopts the group.
+    """Join torchrun's other processes through a store for this attempt only; Lightning then uses their group.
 
-    torch itself uses one store for all attempts of a restarted program, with the addresses of dead processes in it, and
-    each node counts its own attempts. So the first process names the attempt, and tells the others when they ask.
+    torch itself uses one store for all attempts of a restarted program. It still holds the addresses of dead processes,
+    and each node counts attempts on its own. So the first process names the attempt, and the others ask for that name.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
         return
@@ -57,7 +57,7 @@ def join_torchrun() -> None:
     if rank == 0:
         deadline = time.monotonic() + PATIENCE.total_seconds()
         for other in range(1, world_size):
-            while not store.check([f"{attempt}_{other}"]):  # until then the question may be a dead process's
+            while not store.check([f"{attempt}_{other}"]):  # until it answers, its question may be a dead process's
                 if time.monotonic() > deadline:
                     raise distributed.DistStoreError(f"process {other} of {world_size} did not start")
                 store.set(store.get(f"question_{other}").decode(), attempt)
@@ -72,7 +72,7 @@ def join_torchrun() -> None:
 
 
 def meet(join: Callable[[], None], grace: float | None) -> None:
-    """Call `join`, which waits for other processes, so that a signal can end the wait; after `grace` seconds say so."""
+    """Call `join`, which waits for other processes, so that a signal can end it; after `grace` seconds say where."""
     met: Future[None] = Future()
 
     def run() -> None:
@@ -103,7 +103,7 @@ class PatientDDP(DDPStrategy):
 
 @contextmanager
 def patient_ddp() -> Iterator[None]:
-    """In this context a Trainer's DDP, named or chosen by Lightning, is `PatientDDP`, and waits `PATIENCE` at most."""
+    """In this context, Trainers use `PatientDDP` instead of DDP; it waits for at most `PATIENCE`."""
     unused = {"ddp_find_unused_parameters_true": True, "ddp_find_unused_parameters_false": False}
     kinds: dict[str, dict[str, Any]] = {"ddp": {}} | {
         name: {"find_unused_parameters": value} for name, value in unused.items()
@@ -118,9 +118,9 @@ def patient_ddp() -> Iterator[None]:
 
 
 def choose_threads(model: LightningModule, data: ThreeSevenDataModule) -> None:
-    """Use one thread where more are hardly faster, as on busy cores: full batches of the single layer on a CPU.
+    """Train full batches of the single layer with one thread if more are hardly faster, as on busy cores.
 
-    Its bits don't depend on the number of threads. `OMP_NUM_THREADS` keeps the choice to the user.
+    The bits are the same with any number of threads. If the user has set `OMP_NUM_THREADS`, it is kept.
     """
     threads = torch.get_num_threads()
     if threads == 1 or data.batch_size or type(model) is not LitThreeSeven or "OMP_NUM_THREADS" in os.environ:
@@ -135,7 +135,7 @@ def choose_threads(model: LightningModule, data: ThreeSevenDataModule) -> None:
 
 
 def hold_signals(trainer: Any) -> None:
-    """Hold signals back while a Trainer starts processes: until those have begun, Python would print tracebacks."""
+    """Hold signals back while a Trainer starts processes, which would print tracebacks until they handle signals."""
     if isinstance(trainer.strategy, PatientDDP) and trainer.strategy.launcher:
         hold(True)
 
@@ -144,4 +144,4 @@ def kill_started(trainer: Any) -> None:
     """Kill the processes that a Trainer has started: they may be waiting for this one."""
     if trainer and trainer.strategy.launcher:
         trainer.strategy.launcher.kill(signal.SIGKILL)
-        trainer.strategy.launcher.procs.clear()  # or Lightning kills this one too
+        trainer.strategy.launcher.procs.clear()  # otherwise Lightning kills this one too

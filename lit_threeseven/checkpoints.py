@@ -1,24 +1,19 @@
-"""What a run resumes from: its folder, and checkpoints that are kept up to date, and written whole or not at all."""
+"""Saving, for any Trainer: checkpoints that are always complete, `best.ckpt` and `last.ckpt`, a save on a signal."""
 
 import io
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from lit_threeseven import weights
-from lit_threeseven.errors import UserError
-from lit_threeseven.resumable import Resumable, check_weights, mend, note
+from lit_threeseven.resumable import Resumable, mend, note
 from lit_threeseven.signals import Stopped, take
 
 
@@ -67,9 +62,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Keep the newest state in `last.ckpt`; on Ctrl-C or SIGTERM finish the epoch, save, and raise `Stopped`.
 
     The state is that of the end of an epoch, validation included, and the curves up to there are on disk before it is
-    written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several processes
-    a signal to one of them is enough; they agree on it at the end of an epoch, at most once in the Trainer's
-    `log_every_n_steps` steps and at a save. A second signal stops at once.
+    written: a run that is killed at any moment and resumed ends where an uninterrupted one does. With several
+    processes, a signal to one of them is enough: all of them check for it at the end of an epoch: at each save, and
+    otherwise at most once in the Trainer's `log_every_n_steps` steps. A second signal stops at once.
 
     Args:
         every_n_epochs: Epochs from one save to the next; None means after each validation.
@@ -123,7 +118,7 @@ class LastCheckpoint(ModelCheckpoint):
         """After a signal, an error of a collective operation means that the other processes have stopped already."""
         if self._signal and trainer.world_size > 1 and isinstance(exception, RuntimeError):
             raise Stopped(self._signal) from exception
-        self._signal = self._signal or signal.SIGTERM  # there is nothing left to finish for the next one
+        self._signal = self._signal or signal.SIGTERM  # the next signal stops at once
 
     def _note(self, signum: int, frame: Any) -> None:
         if self._signal:
@@ -132,10 +127,10 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Notes(L.Callback):
-    """Note a run's recipe in its checkpoints; and do for a stranger's network what a `Resumable` does for itself.
+    """Note a run's recipe in its checkpoints; and do for any other network what a `Resumable` does for itself.
 
     Args:
-        recipe: What `options.recipe` gives, once it is known.
+        recipe: The settings that decide the weights after each step.
         given: The network's arguments, as in YAML.
     """
 
@@ -144,7 +139,7 @@ class Notes(L.Callback):
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the recipe; of a stranger's network the class, the optimizer and the arguments."""
+        """Note the recipe; of another network the class, the optimizer and the arguments."""
         checkpoint["recipe"] = self.recipe
         if not isinstance(pl_module, Resumable):
             note(pl_module, checkpoint)
@@ -152,70 +147,6 @@ class Notes(L.Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume a stranger's network after the last batch trained."""
+        """Resume another network after the last batch trained."""
         if not isinstance(pl_module, Resumable):
             mend(checkpoint, trainer.max_steps)
-
-
-def read(path: str, resume: bool) -> dict[str, Any]:
-    """Read a checkpoint, to resume from it or for its weights, without running any code that the file may contain."""
-    checkpoint = weights.read(path)  # `check` looks at the weights themselves
-    if resume and not weights.RESUMED.keys() <= checkpoint.keys():
-        raise UserError(f"{path} contains only weights; training can't resume from it.")
-    return checkpoint
-
-
-def check(path: str, checkpoint: dict[str, Any], model: L.LightningModule, wanted: dict[str, Any]) -> None:
-    """Refuse one without finite weights of this network, or made with a recipe other than `wanted`, if it says so."""
-    try:
-        check_weights(model, checkpoint)
-    except ValueError as error:
-        raise UserError(f"{path} can't be used: {error}") from error
-    for name, weight in checkpoint["state_dict"].items():
-        if weight.layout != torch.strided or not weight.is_floating_point() or not weight.isfinite().all():
-            raise UserError(f"{path} holds a {name} that is not a dense tensor of finite floats.")
-    made_with = {"optimizer": checkpoint.get("optimizer", wanted.get("optimizer"))}
-    for part, entry in (("model.", "hyper_parameters"), ("data.", "datamodule_hyper_parameters"), ("", "recipe")):
-        made_with |= {part + name: value for name, value in checkpoint.get(entry, {}).items()}
-    changing = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    unchanged = not any(made_with.get(f"optimizer.{name}") for name in changing)
-    if unchanged and (made_with["optimizer"], wanted.get("optimizer")) == ("SGD", "GradientDescent"):
-        # until release 0.1 the default was torch's SGD, whose update is the same but for rounding
-        made_with["optimizer"] = "GradientDescent"
-    differing = [
-        f"{name} {made_with[name]} instead of {value}"
-        for name, value in wanted.items()
-        if name in made_with and made_with[name] not in (value, tuple(value) if isinstance(value, list) else value)
-    ]
-    if differing:
-        raise UserError(f"{path} was made with {', '.join(differing)}; give the same settings, or another checkpoint.")
-
-
-@contextmanager
-def working_in(run: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; if the work fails before it saves a checkpoint, undo it."""
-    created = [folder for folder in (run, *run.parents) if not folder.exists()]
-    run.mkdir(parents=True, exist_ok=True)
-    there, settings = set(run.iterdir()), {path: path.read_bytes() for path in run.glob("*.yaml")}
-    saved = {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}
-    lock = FileLock(run / ".lock")  # the system releases it when this process ends, however it ends
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"Another process is training in {run}; wait for it, or choose another --run.") from error
-    for path in run.glob("checkpoints/.*.unfinished"):  # a process was killed while it wrote it
-        path.unlink()
-    try:
-        yield
-    except BaseException:
-        if saved == {path: path.stat().st_mtime_ns for path in run.glob("checkpoints/*.ckpt")}:
-            for path in set(run.iterdir()) - there:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for path, content in settings.items():
-                path.write_bytes(content)
-            for folder in created:
-                with suppress(OSError):  # not empty: another run is there
-                    folder.rmdir()
-        raise
-    finally:
-        lock.release()
