@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from lit_threeseven import dataset
+from lit_threeseven.commands.recognize import doubt, usual
 from lit_threeseven.use import NoInkError
-from lit_threeseven.use.find import find, remark
+from lit_threeseven.use.find import find
 
 Random = np.random.Generator
 
@@ -666,6 +667,7 @@ def measure(name: str, count: int, seed: int, models: list) -> dict[str, list[fl
         are wrong without one ("silent"). A picture without a digit, or with several, is wrong and remarked.
     """
     right, remarked, silent = ([0.0] * len(models) for _ in range(3))
+    limits = [usual(model) for model in models]
     for picture, digit in pictures(name, count, seed):
         try:
             found = find(picture)
@@ -673,12 +675,12 @@ def measure(name: str, count: int, seed: int, models: list) -> dict[str, list[fl
             continue
         for k, model in enumerate(models):
             with torch.no_grad():
-                first = bool(model(found[0].image.unsqueeze(0)) >= 0.5)
-            says = model.digits[not first]
-            said = remark(found, says)
+                p = model(found[0].image.unsqueeze(0)).item()
+            says = model.digits[p < 0.5]
+            said = len(found) > 1 or bool(doubt(found[0], p, limits[k]))
             if len(found) == 1 and says == digit:
                 right[k] += 1
-                remarked[k] += bool(said)
+                remarked[k] += said
             else:
                 silent[k] += not said
     return {"right": [n / count for n in right], "remarked": [n / count for n in remarked], "silent": silent}

@@ -28,8 +28,8 @@ def check(table: dict, count: int, least: float) -> None:
     )
     assert (right.mean(0) >= (0.97, 0.98)).all(), right.mean(0)
     assert not (bad := {name: row["right"] for name, row in table.items() if min(row["right"]) < least}), bad
-    assert (remarked.sum(0) <= 0.1 * right.sum(0)).all()
-    assert (silent.sum(0) <= 0.01 * count * len(table)).all(), silent.sum(0)  # of all pictures
+    assert (remarked.sum(0) <= 0.12 * right.sum(0)).all()  # of many more pictures 0.1, see use/README.md
+    assert (silent.sum(0) <= 1).all(), silent.sum(0)
 
 
 def test_a_picture_of_each_kind_is_read(models):
@@ -128,7 +128,7 @@ def test_modes_of_scanners_and_printers_are_read(models, mode, paper, ink, tmp_p
     seven(mode, paper, ink).save(tmp_path / "seven.tif")
     with Image.open(tmp_path / "seven.tif") as picture:
         (found,) = find(picture)
-    assert found.like == 7
+    assert found.certain
     assert all(model(found.image.unsqueeze(0)) < 0.5 for model in models)
 
 

@@ -23,21 +23,23 @@ from PIL import Image, ImageDraw
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset
 from lit_threeseven.checkpoints import WholeCheckpointIO
 from lit_threeseven.commands import recognize
+from lit_threeseven.commands.recognize import usual
 from lit_threeseven.networks import LitThreeSevenMLP, load
 from lit_threeseven.use import explain
 from lit_threeseven.use.files import find, read
 from lit_threeseven.use.find import BLOTTED, UNLIKE, nearest
+from lit_threeseven.use.find import find as look
 
 COMMAND = str(Path(sys.executable).with_name("lit-threeseven"))
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """The first seven and the first three of the test set, as pictures of 200×200 pixels, dark on light."""
+    """The second seven and the second three of the test set, as pictures of 200×200 pixels, dark on light."""
     images, y = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
     found = {}
     for digit, label in ((7, 0), (3, 1)):
-        image = images[y.flatten() == label][0].numpy()
+        image = images[y.flatten() == label][1].numpy()
         found[digit] = Image.fromarray(255 - image).resize((200, 200), Image.Resampling.BICUBIC)
     return found
 
@@ -223,10 +225,34 @@ def test_what_is_unlike_all_training_images_is_said(pictures, digits):
 
 def test_seven_test_images_in_a_hundred_at_most_count_as_unlike_all_training_images():
     images, _ = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
-    distance, _ = nearest(images / 255)
+    distance = nearest(images / 255)
     assert (distance > UNLIKE).float().mean().item() == pytest.approx(0.053, abs=0.001)
     strange = (distance > UNLIKE) | ((images / 255).flatten(1).norm(dim=1) > BLOTTED)
     assert strange.float().mean().item() < 0.07
+
+
+def test_an_answer_is_remarked_if_the_network_is_surer_of_nine_in_ten_test_images(pictures):
+    images, y = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
+    for model in (LitThreeSeven.from_pretrained(), LitThreeSevenMLP.from_pretrained()):
+        with torch.no_grad():
+            p = model(images / 255)
+        sure = torch.maximum(p, 1 - p)
+        assert (sure > usual(model)).double().mean().item() == pytest.approx(0.9, abs=0.001)
+        unsure = (sure < usual(model)) & ((p >= 0.5) == (y == 1))
+        files = [Image.fromarray(image) for image in images[unsure[:, 0]].numpy()]
+        found = [look(file)[0] for file in files]
+        with torch.no_grad():
+            p = model(torch.stack([one.image for one in found]))
+        doubted = [one.certain and max(q, 1 - q) < usual(model) for one, q in zip(found, p.flatten(), strict=True)]
+        files[doubted.index(True)].save("unsure.png")
+        command = ("recognize", "unsure.png", "a three.png", "--format", "jsonl", "--model", type(model).__name__)
+        rows = answers(pictures(*command)[1])
+        assert {name: row["remark"] for name, row in rows.items()} == {
+            "unsure.png": "less sure than usual",
+            "a three.png": "",
+        }
+        assert rows["unsure.png"]["probability"] < usual(model)
+    assert usual(LitThreeSeven(digits=(1, 8))) == 0  # the test images say nothing of other digits
 
 
 def test_several_marks_are_answered_only_if_asked_for(pictures, digits):

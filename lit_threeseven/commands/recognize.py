@@ -21,8 +21,10 @@ from lit_threeseven.dataset import BUNDLED_DIGITS
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import THRESHOLD, layers, sigmoid
 from lit_threeseven.use.files import UNREADABLE, find, read
-from lit_threeseven.use.find import Found, remark
+from lit_threeseven.use.find import Found, bundled_images
 from lit_threeseven.weights import read as read_checkpoint
+
+UNSURE = 0.1  # share of the test images of which a network is less sure than usual
 
 
 @dataclass
@@ -141,13 +143,14 @@ class Answers:
 
     def __init__(self, network: Any, files: list[str], explanations: Any = None, all: bool = False) -> None:
         self.network, self.files, self.explanations, self.all = network, files, explanations, all
+        self.usual = usual(network)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Answer]:
         for file in self.files:
-            for answer, found in answers(self.network, file, self.all):
+            for answer, found in answers(self.network, file, self.usual, self.all):
                 if self.explanations and found:
                     title = f"{printable(Path(file).name)}: a {answer.digit}, {answer.probability:.2%}"
                     self.explanations.save(self.network, file, found, title)
@@ -169,12 +172,13 @@ def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
     return Network.load(runs.find(ckpt_path if ckpt_path or run else shipped, run))
 
 
-def answers(network: Any, file: str, all: bool = False) -> Iterator[tuple[Answer, Found | None]]:
+def answers(network: Any, file: str, usual: float, all: bool = False) -> Iterator[tuple[Answer, Found | None]]:
     """The answer for a file, or for each of its marks, with what was found.
 
     Args:
         network: A `Network`, or a `LitThreeSeven` in evaluation mode.
         file: Its path.
+        usual: As `usual` gives it.
         all: Whether a picture with several marks gets an answer for each; otherwise it gets none.
     """
     found, note = read(file)
@@ -188,10 +192,33 @@ def answers(network: Any, file: str, all: bool = False) -> Iterator[tuple[Answer
         probabilities = network(torch.stack([one.image for one in found])).flatten().tolist()
     for one, p in zip(found, probabilities, strict=True):
         digit = first if p >= THRESHOLD else second
-        known = set(network.digits) == set(BUNDLED_DIGITS)  # those of the training images that are at hand
         where = "box {} {} {} {}".format(*one.box) if len(found) > 1 else ""
-        doubt = remark([one], digit) if known else ""
-        yield Answer(file, digit, max(p, 1 - p), ", ".join(filter(None, [note, where, doubt]))), one
+        yield Answer(file, digit, max(p, 1 - p), ", ".join(filter(None, [note, where, doubt(one, p, usual)]))), one
+
+
+def usual(network: Any) -> float:
+    """The probability of its answer that a network exceeds for nine in ten test images; 0 if it knows other digits."""
+    if set(network.digits) != set(BUNDLED_DIGITS):
+        return 0
+    with torch.no_grad():
+        p = network(bundled_images("t10k"))
+    return float(torch.maximum(p, 1 - p).quantile(UNSURE))
+
+
+def doubt(found: Found, p: float, usual: float) -> str:
+    """Why an answer may be wrong.
+
+    Args:
+        found: The digit in the picture.
+        p: The network's probability of the first digit.
+        usual: As `usual` gives it; 0 for no doubt at all, as training images and test images say nothing then.
+
+    Returns:
+        "unlike all training images", "less sure than usual", or nothing.
+    """
+    if usual and not found.certain:
+        return "unlike all training images"
+    return "less sure than usual" * (max(p, 1 - p) < usual)
 
 
 def show(result: Answers, format: Literal["table", "csv", "jsonl"] = "table") -> None:

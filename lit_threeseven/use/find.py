@@ -12,6 +12,7 @@ them, and starts in a sixth of the time that torch takes.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,34 +24,30 @@ from torch import Tensor
 from lit_threeseven.use import pictures
 from lit_threeseven.use.pictures import Array, NoInkError
 
-WORK = 640  # pixels of the longer side in which the digit is looked for
 COARSE = 64  # pixels of the longer side in which the paper is estimated
 CORNER = 5  # of these: how much of a corner of the paper a median may round off
 LEVELS = (0.5, 0.25, 0.12)  # of the strongest contrast: what is above one of them may be ink
-GAPS = (0.0, 0.012, 0.03)  # of the longer side: how far apart strokes of a digit may be
+GAP = 0.012  # of the longer side: strokes of a digit that are nearer than this are one group
 LEAST = 32  # of 255: a picture of which no pixel differs more from the paper has no ink
 FAINT = 18  # of 255: less is never ink
 GROUPS = 5  # with the most ink are tried, at each level and gap
 LINE = 0.6  # of the picture's width or height: straight ink that is longer and thin is a line of the paper
 STEEP = 0.2  # slope of the most askew line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
-FINE = 160  # pixels of the longer side of a group when it is made into an image
 THIN = 0.25  # of the digit's area: a mark that covers less is no digit, but what is left of a line
+FAINTER = 0.5  # of the digit's contrast: a mark of less is no digit, but a stain or glare
 CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
 SHORT = 15  # pixels: a clear digit is longer
 TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # share of a clear picture's paper that may differ more than that
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
-# What speaks against a group, as if it were so much farther from the training images: that it lies where two kinds of
-# paper meet, that its ink is fainter than other ink, that it is cut off by the picture's edge, that it is small, that
-# it is a blot, that there is a frame around it, that it is a line, and, of all ink at once, that nothing was left out.
-EDGE, FADED, CUT, SMALL, BLOT, WHOLE, FRAMED, LINED = 0.4, 0.1, 0.1, 0.1, 0.1, 0.03, 0.3, 0.2
+# What speaks against a group, as if it were so much farther from the training images: that the picture's edge cuts it
+# off, that it is small, that it is a blot, that it is a line.
+CUT, SMALL, BLOT, LINED = 0.1, 0.1, 0.1, 0.2
 NARROW = 0.15  # of its length: what is narrower is a line
 INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
-HAZE = 0.06  # share of an image's pixels with faint ink that no test image has
-ROUGH = 0.25  # of the strongest contrast: where half of the picture differs more from the paper, there is no paper
 UNLIKE = 0.2  # cosine distance that one test image in twenty exceeds, and four in five of other digits
 
 
@@ -65,14 +62,12 @@ class Found:
         image: ``(28, 28)`` float32, 0 (paper) to 1 (ink), as MNIST's images.
         box: Left, top, right and bottom of the ink, in pixels of the picture as it is seen, turned by its EXIF data.
         distance: One minus the cosine between the image and the nearest training image, 0 to 1.
-        like: The digit of that training image.
         certain: Whether it is like training images, as 19 of 20 test images are.
     """
 
     image: Tensor
     box: Box
     distance: float
-    like: int
     certain: bool
 
 
@@ -87,39 +82,35 @@ def find(picture: Image.Image) -> list[Found]:
         OSError: If the picture's file is damaged.
     """
     colours, scale = pictures.colours(picture)
-    found, rough = [*_clear(colours)], False
-    if not found:
-        contrast, spread = differences(colours)
-        small = max(contrast.shape) <= 2 * pictures.SIDE  # a digit may fill it, and there is no light to speak of
-        faint = contrast.max() < LEAST or ndimage.uniform_filter(contrast, 3, mode="nearest").max() < LEAST / 2
-        if faint and not small:
-            raise NoInkError("there is no ink")
-        found = [*_whole(colours), *(() if faint else _groups(contrast, spread))]
-        rough = not small and bool(np.median(contrast) > ROUGH * contrast.max())
+    found, clear = _whole(colours)
+    if not clear:
+        contrast = differences(colours)
+        if contrast.max() >= LEAST and ndimage.uniform_filter(contrast, 3).max() >= LEAST / 2:
+            found += _groups(contrast)
+        elif max(contrast.shape) > 2 * pictures.SIDE:  # a digit may fill a smaller one, and leave no paper to compare
+            found = []
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
-    distances, like = nearest(images)
+    distances = nearest(images)
     blots = (images.flatten(1).norm(dim=1) - INK).clamp(min=0)
     scores = distances + torch.tensor([one.doubt for one in found]) + BLOT * blots
     marks: list[Found] = []
-    best = 0
-    boxes: list[Box] = []
+    chosen: list[Candidate] = []
     for k in scores.argsort().tolist():
-        box = found[k].box
-        if marks and not (
+        one = found[k]
+        if chosen and not (
             scores[k] < MARK
-            and found[k].contrast > 0.5 * found[best].contrast
-            and found[k].area > THIN * found[best].area
-            and 0.5 < _length(box) / _length(boxes[0]) < 2
-            and all(_apart(box, other) for other in boxes)
+            and one.area > THIN * chosen[0].area
+            and one.contrast > FAINTER * chosen[0].contrast
+            and 0.5 < _length(one.box) / _length(chosen[0].box) < 2
+            and all(_apart(one.box, other.box) for other in chosen)
         ):
             continue
-        best = best if marks else k
-        boxes.append(box)
-        inside = tuple(round(side * scale) for side in box)
-        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED and not rough)
-        marks.append(Found(images[k], inside, distances[k].item(), int(like[k]), certain))
+        chosen.append(one)
+        inside = tuple(round(side * scale) for side in one.box)
+        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED)
+        marks.append(Found(images[k], inside, distances[k].item(), certain))
     return marks
 
 
@@ -128,45 +119,21 @@ def every(picture: Image.Image) -> list[Found]:
     return sorted(find(picture), key=lambda one: one.box)
 
 
-def remark(found: list[Found], digit: int) -> str:
-    """What else one should know of the digits found in a picture.
-
-    Args:
-        found: As `find` gives it.
-        digit: What the network takes the first one for.
-
-    Returns:
-        "there are N marks", "unlike all training images", "uncertain: most like a N", or nothing.
-    """
-    if len(found) > 1:
-        return f"there are {len(found)} marks"
-    if not found[0].certain:
-        return "unlike all training images"
-    return f"uncertain: most like a {found[0].like}" * (digit != found[0].like)
-
-
-def nearest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """How far images are from the nearest training image, and the digit that it shows.
-
-    Args:
-        x: ``(N, 28, 28)``, 0 to 1.
-
-    Returns:
-        One minus the cosine, ``(N,)`` float32, 0 to 1; the digits, ``(N,)`` int64.
-    """
-    images, digits = training_images()
-    cosine, row = (torch.nn.functional.normalize(x.flatten(1)) @ images.t()).max(1)
-    return 1 - cosine, digits[row]
+def nearest(x: Tensor) -> Tensor:
+    """How far images, ``(N, 28, 28)``, are from the nearest training image: one minus the cosine, ``(N,)``, 0 to 1."""
+    return 1 - (torch.nn.functional.normalize(x.flatten(1)) @ _training_images().t()).amax(1)
 
 
 @cache
-def training_images() -> tuple[Tensor, Tensor]:
-    """The bundled ones, each divided by its length as a vector, ``(12396, 784)``, and their digits, ``(12396,)``."""
-    folder = pictures.BUNDLED / "MNIST" / "raw"
-    pixels = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
-    digits = np.frombuffer((folder / "train-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-    images = torch.from_numpy(pixels.reshape(-1, 784).astype(np.float32))
-    return torch.nn.functional.normalize(images), torch.from_numpy(digits.astype(np.int64))
+def _training_images() -> Tensor:
+    return torch.nn.functional.normalize(bundled_images("train").flatten(1))
+
+
+def bundled_images(part: Literal["train", "t10k"]) -> Tensor:
+    """The training images or the test images that come with the package, ``(N, 28, 28)`` float32, 0 to 1."""
+    file = pictures.BUNDLED / "MNIST" / "raw" / f"{part}-images-idx3-ubyte"
+    pixels = np.frombuffer(file.read_bytes(), np.uint8, offset=16)
+    return torch.from_numpy(pixels.reshape(-1, pictures.SIDE, pictures.SIDE) / np.float32(255))
 
 
 @dataclass
@@ -176,68 +143,51 @@ class Candidate:
     Attributes:
         image: ``(28, 28)``, 0 to 1.
         box: Of the ink.
-        contrast: How strong the ink is, 0 to 255.
         area: Pixels of ink.
+        contrast: How much this ink differs from the paper, 0 to 255.
         doubt: What speaks against it, in units of the distance from the training images.
     """
 
     image: Array
     box: Box
-    contrast: float
     area: int
+    contrast: float
     doubt: float
 
 
-def _whole(colours: Array) -> Iterator[Candidate]:
-    """All ink of the picture at once, on paper of which the edges tell colour and light; right for pictures cut close.
+def _whole(colours: Array) -> tuple[list[Candidate], bool]:
+    """All ink of a picture at once, and whether the picture is clear.
 
-    It is the one way for digits that fill the picture, where there is more ink than paper around many a pixel.
-    """
-    try:
-        (top, left), cut = pictures.without_border(colours @ pictures.GREY)
-        ink = pictures.ink(cut)
-    except NoInkError:
-        return
-    rows, columns = (np.flatnonzero((ink > 0.55).any(axis)) for axis in (1, 0))
-    box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    image = pictures.place(ink)
-    doubt = WHOLE + FRAMED * framed(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0.55)
-    haze = ((image > 0.02) & (image < 0.2)).mean()  # a shadow that counts as faint ink
-    yield Candidate(image, box, 255, int((ink > 0.55).sum()), doubt + 2 * max(0, haze - HAZE))
-
-
-def _clear(colours: Array) -> Iterator[Candidate]:
-    """The digit of a clear picture: its only group of ink, away from its edges, dark enough, on even paper.
-
-    Strokes that nearly touch are one group. Just beside them the paper may be darker, as it is in blurred pictures.
+    The edges of the picture tell the colour of its paper and the light on it. A picture is clear if its ink is dark
+    enough and makes one group away from the edges, on even paper. Strokes that nearly touch are one group. Just beside
+    them the paper may be darker, as it is in blurred pictures.
     """
     (top, left), cut = pictures.without_border(colours @ pictures.GREY)
     try:
         ink = pictures.ink(cut)
     except NoInkError:
-        return
+        return [], False
     drawn = ink > pictures.INK[0]
     joined, near = (
         ndimage.maximum_filter(drawn, 2 * max(1, max(ink.shape) // share) + 1, mode="constant") for share in (100, 25)
     )
     paper = np.abs(ink[~near])
     rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
-    if (
-        np.ptp(cut) < CLEAR
-        or max(np.ptp(rows), np.ptp(columns)) < SHORT
-        or rows[0] == 0
-        or columns[0] == 0
-        or rows[-1] == len(ink) - 1
-        or columns[-1] == len(ink[0]) - 1
-        or paper.max(initial=0) > pictures.INK[0]
-        or (paper > TRACE).sum() > UNEVEN * paper.size
-        or ndimage.label(joined, np.ones((3, 3)))[1] > 1
-        or framed(drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    ):
-        return
+    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    clear = bool(
+        np.ptp(cut) >= CLEAR
+        and max(np.ptp(rows), np.ptp(columns)) >= SHORT
+        and rows[0] > 0
+        and columns[0] > 0
+        and rows[-1] < len(ink) - 1
+        and columns[-1] < len(ink[0]) - 1
+        and paper.max(initial=0) <= pictures.INK[0]
+        and (paper > TRACE).sum() <= UNEVEN * paper.size
+        and ndimage.label(joined, np.ones((3, 3)))[1] == 1
+        and not framed(drawn[inside])
+    )
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    inside = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    yield Candidate(pictures.place(thicken(inside.clip(0, 1))), box, 255, int(drawn.sum()), 0)
+    return [Candidate(pictures.place(thicken(ink[inside].clip(0, 1))), box, int(drawn.sum()), 255, 0)], clear
 
 
 def framed(drawn: NDArray[np.bool_]) -> bool:
@@ -247,49 +197,33 @@ def framed(drawn: NDArray[np.bool_]) -> bool:
     return bool(min(side.mean() for side in sides) > 0.9)
 
 
-def _groups(contrast: Array, spread: Array) -> Iterator[Candidate]:
+def _groups(contrast: Array) -> Iterator[Candidate]:
     """Groups of ink that lie near one another, each as an image."""
-    height, width = contrast.shape
+    size = max(contrast.shape)
     peak = ndimage.uniform_filter(contrast, 3).max()
-    noise = 1.5 * np.median(contrast)
-    seen = set()
     for level in LEVELS:
-        least = max(level * peak, FAINT, 4 * noise)
-        mask = without_lines(contrast > least)
-        for gap in GAPS:
-            reach = round(gap * max(mask.shape))
-            joined = ndimage.maximum_filter(mask, 2 * reach + 1) if reach else mask
-            labels, count = ndimage.label(joined, np.ones((3, 3)))
-            if not count:
+        mask = without_lines(contrast > max(level * peak, FAINT))
+        labels, _ = ndimage.label(ndimage.maximum_filter(mask, 2 * round(GAP * size) + 1), np.ones((3, 3)))
+        labels[~mask] = 0
+        places = ndimage.find_objects(labels)
+        areas = np.bincount(labels.flat)[1:]
+        for k in areas.argsort()[::-1][:GROUPS]:
+            rows, columns = place = places[k]
+            box = (columns.start, rows.start, columns.stop, rows.stop)
+            length = _length(box)
+            if length < max(8, 0.03 * size):
                 continue
-            sizes = np.bincount(labels[mask], minlength=count + 1)
-            places = ndimage.find_objects(labels)
-            for k in sizes.argsort()[::-1][:GROUPS]:
-                if sizes[k] < 12:
-                    break
-                rows, columns = places[k - 1]
-                ink = (labels[rows, columns] == k) & mask[rows, columns]
-                down, across = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
-                top, left = rows.start + down[0], columns.start + across[0]
-                box = (left, top, columns.start + across[-1] + 1, rows.start + down[-1] + 1)
-                if _length(box) < max(8, 0.03 * max(mask.shape)) or (box, sizes[k]) in seen:
-                    continue
-                seen.add((box, sizes[k]))
-                strong = np.median(contrast[rows, columns][ink])
-                doubt = EDGE * (spread[rows, columns][ink] > strong / 2).mean() + FADED * (1 - min(1, strong / peak))
-                doubt += FRAMED * framed(ink[down[0] : down[-1] + 1, across[0] : across[-1] + 1])
-                doubt += LINED * (min(len(down), len(across)) < NARROW * max(len(down), len(across)))
-                doubt += SMALL * (1 - _length(box) / max(height, width))
-                doubt += CUT * (box[0] == 0 or box[1] == 0 or box[2] == width or box[3] == height)
-                yield Candidate(
-                    _image(contrast, labels, int(k), mask, box), box, float(strong), int(sizes[k]), float(doubt)
-                )
+            ink = contrast[place] * (labels[place] == k + 1)
+            strong = float(np.median(ink[ink > 0]))
+            ink = (ink / strong).clip(0, 1)
+            narrow = min(ink.shape) < NARROW * length
+            cut = 0 in box[:2] or box[2] == contrast.shape[1] or box[3] == contrast.shape[0]
+            doubt = LINED * narrow + CUT * cut + SMALL * (1 - length / size)
+            yield Candidate(pictures.place(thicken(ink)), box, int(areas[k]), strong, doubt)
 
 
-def differences(colours: Array) -> tuple[Array, Array]:
-    """How much each pixel differs from every colour of the paper near it, ``(H, W)``, and how much these differ.
-
-    Both are from 0 to 255.
+def differences(colours: Array) -> Array:
+    """How much each pixel differs from every colour of the paper near it, ``(H, W)``, 0 to 255.
 
     The paper is the median of a wide neighbourhood. Where two kinds of paper meet, as at a table's or a shadow's edge,
     all colours between the two are paper too.
@@ -308,18 +242,13 @@ def differences(colours: Array) -> tuple[Array, Array]:
     misfit = ((moved - coarse) ** 2).sum(-1)
     misfit[1:] += FAINT**2
     paper = np.take_along_axis(moved, misfit.argmin(0)[None, ..., None], 0)[0]
-    total, spread = np.zeros((2, height, width), np.float32)
-    for channel in range(3):
-        low, high = (
-            np.asarray(
-                Image.fromarray(extreme(paper[..., channel], 3)).resize((width, height), Image.Resampling.BILINEAR)
-            )
-            for extreme in (ndimage.minimum_filter, ndimage.maximum_filter)
-        )
-        values = colours[..., channel]
-        total += np.maximum(np.maximum(low - values, values - high), 0) ** 2
-        spread += (high - low) ** 2
-    return np.sqrt(total / 3), np.sqrt(spread / 3)
+    low, high = (
+        np.asarray(Image.fromarray(part.astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR), float)
+        for part in (ndimage.minimum_filter(paper, (3, 3, 1)), ndimage.maximum_filter(paper, (3, 3, 1)))
+    )
+    outside = np.maximum(low - colours, colours - high).clip(0)
+    contrast: Array = np.sqrt((outside**2).mean(-1))
+    return contrast
 
 
 def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -330,11 +259,6 @@ def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         rows, columns = np.nonzero(side)
         if not len(rows):
             break
-        thick = max(3, round(0.012 * max(mask.shape)))
-        tall = ndimage.minimum_filter(side, (thick + 1, 1))  # strokes across a line go on above and below it
-        tall = ndimage.maximum_filter(tall, (thick + 1, 1), origin=(-(1 - (thick + 1) % 2), 0))
-        loose = ~tall[rows, columns]
-        rows, columns = rows[loose], columns[loose]
         gone = np.zeros(len(rows), bool)
         shift = int(STEEP * width) + 1
         for slope in np.linspace(-STEEP, STEEP, 81):
@@ -345,25 +269,6 @@ def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
                 gone |= lines[place]
         side[rows[gone], columns[gone]] = False
     return mask
-
-
-def _image(contrast: Array, labels: NDArray[np.int32], k: int, mask: NDArray[np.bool_], box: Box) -> Array:
-    """The image of one group of ink."""
-    left, top, right, bottom = box
-    edge = 3
-    window = slice(max(0, top - edge), bottom + edge), slice(max(0, left - edge), right + edge)
-    own = (labels[window] == k) & mask[window]
-    near = ndimage.maximum_filter(own, 2 * edge - 1)
-    strength = contrast[window] * near
-    wide = 0.1 * _length(box)
-    level = ndimage.gaussian_filter(strength * own, wide) / np.maximum(ndimage.gaussian_filter(own * 1.0, wide), 1e-6)
-    ink = np.where(near, strength / np.maximum(level, 1e-6), 0)
-    longest = max(ink.shape)
-    zoom = min(1.0, FINE / longest)
-    if zoom < 1:
-        shape = (max(1, round(ink.shape[1] * zoom)), max(1, round(ink.shape[0] * zoom)))
-        ink = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(shape, Image.Resampling.BOX), np.float64)
-    return pictures.place(thicken(ink / max(ink.max(), 1e-6) if ink.max() < 0.7 else ink.clip(0, 1)))
 
 
 def thicken(ink: Array) -> Array:
