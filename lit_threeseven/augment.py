@@ -1,4 +1,4 @@
-"""Small random changes of training images: turned, zoomed and moved, so that a large network can't learn them by heart.
+"""Small random rotations, zooms and shifts of training images, so that a large network can't learn them by heart.
 
 It does what torchvision's ``v2.RandomAffine`` does to one image to a batch of them, each with its own numbers, in a
 thirtieth of the time. The numbers are given by the caller, so they don't depend on how a batch is shared out.
@@ -16,7 +16,7 @@ from lit_threeseven.errors import UserError
 
 @dataclass(frozen=True)
 class Affine:
-    """Turn, zoom and move each image of a batch by up to the limits; what comes from outside is black.
+    """Rotate, zoom and shift each image of a batch, up to the limits; areas from outside the image are black.
 
     Attributes:
         rotation: Degrees, 0 to 180.

@@ -40,7 +40,7 @@ class Batch:
 
     @property
     def divisor(self) -> float:
-        """What a sum over the share is divided by, to make the gradient that of the mean over the global batch.
+        """Divisor of a sum over the share, so that the gradient is that of the mean over the global batch.
 
         Gradients of floats are averaged over processes, as DDP does; those of bytes are added up, see `linear`.
         """
@@ -71,8 +71,8 @@ def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
     """Pixels and labels of any batch ``(x, y)``, and the divisor of the loss, see `Batch.divisor`.
 
     Args:
-        batch: A `Batch`, or a pair of another loader, whose bytes are scaled to floats.
-        check: Whether to look at the numbers of another loader, for which a GPU has to finish its work.
+        batch: A `Batch`, or a pair from another loader, whose bytes are scaled to floats.
+        check: Whether to check the values of a pair from another loader; a GPU has to finish its work for that.
 
     Raises:
         UserError: If there are labels other than 0 and 1, or pixels beyond [0, 1].
@@ -126,10 +126,10 @@ class Batches(DataLoader[Batch]):
         shuffle: As there.
         seed: As there.
         sampler: An `Order` in place of these three.
-        change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, anew each epoch.
+        change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, new ones in each epoch.
         as_bytes: Whether pixels stay bytes.
         share: Rank of this process and number of processes; None asks `torch.distributed` at each batch.
-        **options: Those of a `DataLoader`, which Lightning gives when it makes a copy.
+        **options: Options of a `DataLoader`, which Lightning passes when it makes a copy.
     """
 
     dataset: TensorDataset  # type: ignore[assignment]  # of rows; the loader makes batches of them
@@ -174,7 +174,7 @@ class Batches(DataLoader[Batch]):
         images, y = self.dataset.tensors
         chosen = rows.tensor_split(world_size)[rank].to(y.device)
         images, y = images.index_select(0, chosen), y.index_select(0, chosen)  # faster than images[chosen]
-        if self.change:  # numbers for the rows of all processes, in another sequence than the order's
+        if self.change:  # numbers for the rows of all processes, from another random sequence than the order
             numbers = np.random.default_rng((self.sampler.seed, epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
             images = self.change(images, torch.from_numpy(numbers).tensor_split(world_size)[rank])
         x = images.flatten(1)

@@ -1,4 +1,4 @@
-"""`ThreeSevenDataModule`: source, split and batches, joined for Lightning."""
+"""`ThreeSevenDataModule`: source, split and batches for Lightning."""
 
 import warnings
 from typing import Any, Literal
@@ -38,8 +38,8 @@ class ThreeSevenDataModule(ResumableData):
             digits. With 0 all images are used for training and no validation runs.
         seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
             depend on it.
-        rotation: Each epoch each training image is turned by up to this many degrees, 0 to 180, to the left or right.
-        zoom: Each is made wider or narrower, and higher or lower, by up to this fraction, from 0 to 0.99.
+        rotation: In each epoch, each training image is rotated left or right by up to this many degrees, 0 to 180.
+        zoom: Its width and its height each grow or shrink by up to this fraction, 0 to 0.99.
         shift: Each is moved by up to this many pixels, 0 to 28, sideways and up or down. 0 for all three leaves the
             images as they are. The changes depend on `seed`, the epoch and the batch only.
 
@@ -91,7 +91,7 @@ class ThreeSevenDataModule(ResumableData):
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
         self.seed, self.affine = seed, Affine(rotation, zoom, shift)
 
-    # There is no `prepare_data`: Lightning would let other processes wait for it without a time limit.
+    # There is no `prepare_data`: Lightning's other processes would wait for it without a time limit.
 
     def setup(self, stage: str | None = None) -> None:
         """Download what is absent, once per machine, and read the images that a stage needs.
@@ -114,7 +114,7 @@ class ThreeSevenDataModule(ResumableData):
             self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
-        """The training images, shuffled anew each epoch unless they are one batch or a few to overfit."""
+        """The training images, in a new order each epoch, unless they are one batch or `overfit_batches` is set."""
         train = self._split("train", "fit")
         trainer: Any = self.trainer  # whose attributes have no types
         size = len(train)
@@ -123,7 +123,7 @@ class ThreeSevenDataModule(ResumableData):
         batch = min(self.batch_size or size, size)
         if trainer and trainer.world_size > batch:
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
-        # overfit_batches means the same few batches again and again
+        # overfit_batches repeats the same few batches
         vary = not (trainer and trainer.overfit_batches)
         return self._batches(train, shuffle=vary, change=self.affine if vary and self.affine else None)
 

@@ -1,6 +1,6 @@
 """The mathematics of the network: starting weights, ``x W + b``, a sigmoid, a loss, gradient descent.
 
-Each function gives the same bits on any device, and its derivatives too; `whole` explains how.
+Each function and its derivatives give the same bits on any device; `whole` explains how.
 """
 
 import math
@@ -18,27 +18,27 @@ from lit_threeseven.errors import UserError
 from lit_threeseven.pixels import scale
 from lit_threeseven.whole import over_processes
 
-# Below this probability an image is taken for the second digit, otherwise for the first.
+# Below this probability the answer is the second digit, otherwise the first.
 THRESHOLD = 0.5
 
-SLOPE = 2.0**-51  # unit of a slope: that of a mean of squared errors is at most 8/27, and two words reach 16
+SLOPE = 2.0**-51  # unit of a slope; slopes of a mean squared error are at most 8/27, and two words reach 16
 ROUND = 1.5 * 2.0**20  # added to a float64 between -1 and 1 and subtracted again, it rounds it to 2^-32
 
 
 def check_positive(**numbers: float) -> None:
-    """Raise a UserError for a number that is not finite and above 0 in float32; it names it and its value."""
+    """Raise a UserError, which gives name and value, for a number that is not finite and above 0 in float32."""
     for name, value in numbers.items():
         if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
             raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
 
 
 def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor:
-    """Normally distributed numbers around 0, which don't depend on the processor, as `torch.randn`'s do."""
+    """Normally distributed numbers around 0; unlike those of `torch.randn`, they don't depend on the processor."""
     return torch.tensor(random.standard_normal(shape) * std, dtype=torch.get_default_dtype())
 
 
 def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """``x W + b``; of bytes the same bits on any device.
+    """``x W + b``; for bytes, the same bits on any device.
 
     For the product with bytes `W` is rounded to 2^-27 of the power of two above its largest number, and in the gradient
     each slope, the derivative by ``x W + b``, to 2^-51. Both sums are exact, and rounded to float32 once. A slope of 16
@@ -123,7 +123,7 @@ def sigmoid(x: Tensor) -> Tensor:
     """
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if x.dtype != torch.float32 or tracing or torch.compiler.is_compiling():
-        return torch.sigmoid(x)  # programs made of the network have their own
+        return torch.sigmoid(x)  # exported programs use their own sigmoid
     x = x.clamp(-87, 20)
     with torch.no_grad():
         place = (x * 2048).round_().nan_to_num_()
@@ -136,7 +136,7 @@ def sigmoid(x: Tensor) -> Tensor:
 @cache
 @torch.inference_mode(False)
 def _table(device: torch.device) -> Tensor:
-    """The sigmoid from -87 to 20 in steps of 1/2048, float32; 2^-34 would not change a bit of it."""
+    """The sigmoid from -87 to 20 in steps of 1/2048, float32; an error of 2^-34 would not change a bit of it."""
     factors = np.full(107 * 2048 + 1, 1.0004884004786945)  # exp(1/2048)
     factors[0] = 1.6458114310822737e-38  # exp(-87)
     exponential = np.multiply.accumulate(factors)
@@ -180,10 +180,10 @@ def sum_of_squares(error: Tensor) -> Tensor:
 
 
 class GradientDescent(torch.optim.Optimizer):
-    """``W -= lr * gradient``: a product and a difference, which round alike on every processor.
+    """``W -= lr * gradient``: a product and a difference, rounded alike on every processor.
 
     Args:
-        params: As in any of torch's optimizers.
+        params: As in torch's optimizers.
         lr: Learning rate, 0 or above.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loss, accuracy and AUROC of all rows of all processes, from whole numbers: the same bits whatever the order."""
+"""Loss, accuracy and AUROC over all rows of all processes, from whole numbers: the same bits in any order."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lit_threeseven.whole import over_processes
 
 
 def sums(probability: Tensor, y: Tensor) -> Tensor:
-    """Sum of squared errors, number of right decisions, and number of rows, ``(3,)``, of ``(N, 1)``."""
+    """Sum of squared errors, number of right answers, and number of rows, ``(3,)``; the arguments are ``(N, 1)``."""
     right = ((probability >= THRESHOLD) == y.bool()).sum()
     squares = sum_of_squares(probability - y)
     return torch.stack([squares, right.to(squares.dtype), torch.full_like(squares, len(y))])
@@ -31,7 +31,7 @@ class MeanOfRows(Metric):
         self.add_state("sums", torch.zeros(3), "sum")
 
     def update(self, probability: Tensor, y: Tensor) -> None:
-        """Add rows, ``(N, 1)``; not in place, as a state that was made in inference mode doesn't allow that."""
+        """Add rows, ``(N, 1)``; not in place, because states made in inference mode don't allow that."""
         self.sums = self.sums + sums(probability, y)
 
     def compute(self) -> Tensor:
@@ -60,7 +60,7 @@ class Curves(L.LightningModule):
         self.logged = self._watched or (bool(every) and (step == 0 or (step + 1) % every == 0))
 
     def log_curves(self, probability: Tensor, y: Tensor) -> None:
-        """Log a batch's loss and accuracy, of the rows of all processes; all of them must call this."""
+        """Log a batch's loss and accuracy over the rows of all processes; every process must call this."""
         squares, right, rows = over_processes(sums(probability, y))
         curves = {"train/loss": squares / rows, "train/accuracy": right / rows}
         self.log_dict(curves)

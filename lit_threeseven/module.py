@@ -29,11 +29,10 @@ PIXELS = 28 * 28
 class LitThreeSeven(metrics.Curves, Resumable):
     """One layer with one neuron: ``probability of a three = sigmoid(x W + b)``, trained by gradient descent.
 
-    `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. `lightning.seed_everything` or
-    `torch.manual_seed` before construction makes them reproducible, to the same bits on any machine.
-
-    A batch is any pair ``(x, y)``, see `forward` and `mean_squared_error`. On a `ThreeSevenDataModule` all results are
-    the same bits on any number of devices; `lit_threeseven.whole` explains how.
+    `W`, ``(784, 1)``, and `b`, ``(1,)``, are drawn from a normal distribution. After `lightning.seed_everything` or
+    `torch.manual_seed`, they are the same bits on any machine. A batch is any pair ``(x, y)``, see `forward` and
+    `mean_squared_error`. With a `ThreeSevenDataModule`, all results are the same bits on any number of devices;
+    `lit_threeseven.whole` explains how.
 
     Args:
         lr: Learning rate of plain gradient descent, above 0.
@@ -81,11 +80,11 @@ class LitThreeSeven(metrics.Curves, Resumable):
         return sigmoid(self.logits(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the sigmoid makes a probability of: ``x W + b``, ``(N, 1)``; above 0 for the first digit."""
+        """The input of the sigmoid: ``x W + b``, ``(N, 1)``; above 0 for the first digit."""
         return linear(x, self.W, self.b)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Prediction and loss of one batch; Lightning takes the gradient, and the optimizer updates."""
+        """Predict, and return the loss of a batch; Lightning computes the gradient, and the optimizer updates."""
         x, y, divisor = shared(batch, check=batch_idx == 0)
         probability = self(x)
         loss = mean_squared_error(probability, y, divisor)
@@ -119,8 +118,7 @@ class LitThreeSeven(metrics.Curves, Resumable):
 
         Returns:
             The "digit", ``(n, 1)`` int64: the second digit where the probability is below 0.5, otherwise the first; the
-            "probability" of the first digit, ``(n, 1)``; and, for a `lit_threeseven.batches.Batch`, which is this
-            process's share, the "rows" of the data set that these are, ``(n,)`` int64.
+            "probability" of the first digit, ``(n, 1)``; and, for a `Batch`, the "rows" of the data, ``(n,)`` int64.
         """
         probability = self(batch if isinstance(batch, Tensor) else batch[0])
         first, second = self.digits
@@ -132,10 +130,10 @@ class LitThreeSeven(metrics.Curves, Resumable):
         return GradientDescent(self.parameters(), lr=self.lr)
 
     def setup(self, stage: str) -> None:
-        """Refuse data of other digits: their labels would mean something else.
+        """Refuse data of other digits, whose labels would have another meaning.
 
         Raises:
-            UserError: If the data module's `digits` are not these, or processes run different versions.
+            UserError: If the data module has other `digits`, or processes run different versions.
         """
         super().setup(stage)
         trainer: Any = self.trainer
@@ -148,5 +146,5 @@ class LitThreeSeven(metrics.Curves, Resumable):
         super().on_train_start()
         exact = getattr(self.trainer.train_dataloader, "as_bytes", False) and len([*self.parameters()]) == 2
         if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            # `linear` has added them up; DDP would divide, and three times a number divided by three may be another
+            # `linear` has already summed the gradients; DDP would divide them, and (3 g) / 3 may not be g
             self.trainer.strategy.model.register_comm_hook(None, noop_hook)

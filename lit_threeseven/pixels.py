@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def scale(pixels: Tensor) -> Tensor:
-    """Bytes, 0 to 255, of any shape, as float32 in [0, 1]; floats as they are."""
+    """Convert bytes, 0 to 255, of any shape to float32 in [0, 1]; floats stay as they are."""
     return pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
 

@@ -1,4 +1,4 @@
-"""Whole numbers: why two devices give the same bits as one.
+"""Whole numbers, and why two devices give the same bits as one.
 
 A floating-point sum depends on its order, and so on devices, threads and vector widths, because each addition rounds.
 A pixel is a byte, a byte times a whole number is a whole number, and a sum of whole numbers has no order. So weights
@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 WORD = 28  # bits
 SUM = 24  # bits that a packed sum may have: it is float32
-ROWS = 512  # images whose bytes are made float64 at once on a CPU: as many as stay in its cache
+ROWS = 512  # images converted to float64 at once on a CPU: as many as fit into its cache
 
 
 @cache
@@ -36,10 +36,10 @@ def fractions(device: torch.device, dtype: torch.dtype, bits: int, digits: int) 
 
 
 def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
-    """Round numbers to whole ones, and write them in `digits` digits of `bits` bits, the lowest first.
+    """Round to whole numbers, and write them as `digits` digits of `bits` bits, the lowest first.
 
     Args:
-        numbers: ``(N, 1)`` floats, up to ``2**(bits * digits - 1)``. Nothing but a fraction is rounded.
+        numbers: ``(N, 1)`` floats, up to ``2**(bits * digits - 1)``. Only fractions are rounded.
         bits: Of a digit, which is from ``-2**(bits - 1)`` to ``2**(bits - 1)``.
         digits: How many.
 
@@ -51,19 +51,19 @@ def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
 
 
 class Product:
-    """Bytes, ``(N, D)``, times whole numbers in float64, which every device has but Apple's."""
+    """Bytes, ``(N, D)``, times whole numbers, in float64, which all devices but Apple's have."""
 
     def __init__(self, x: Tensor) -> None:
         self.rows = ROWS if x.device.type == "cpu" else 2**14
         self.x = x if len(x) > self.rows else x.double()
 
     def times(self, numbers: Tensor) -> Tensor:
-        """The sums of each row: numbers, ``(D, 1)`` float32, as one word; ``(N,)`` float64."""
+        """``x`` times numbers, ``(D, 1)`` float32, each as one word; ``(N,)`` float64."""
         word = split(numbers.double(), WORD, 1)[0]
         return torch.cat([x.double() @ word for x in self.x.split(self.rows)])
 
     def transposed_times(self, numbers: Tensor) -> Tensor:
-        """The sums of each column: numbers, ``(N, 1)`` float32, as two words; last that of a column of ones.
+        """``x``, transposed and with a last row of ones, times numbers, ``(N, 1)`` float32, each as two words.
 
         Returns:
             ``(2, D + 1)`` float64.
@@ -88,13 +88,13 @@ class Matrix:
     def __init__(self, x: Tensor, bits: int) -> None:
         self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that quantized tensors will be removed; then `packs` says no
+            warnings.simplefilter("ignore")  # about quantized tensors being removed; `packs` is False once they are
             parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
             numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
             self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
 
     def times(self, numbers: Tensor, words: int) -> Tensor:
-        """The sums of each row: numbers, ``(D, 1)`` float32, as so many words; ``(words, N)`` float64."""
+        """``x`` times numbers, ``(D, 1)`` float32, each as so many words; ``(words, N)`` float64."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         each = WORD // self.bits
         digits = (split(part, self.bits, words * each) for part in numbers.split(self.terms))
@@ -121,7 +121,7 @@ class Packed:
 
 @cache
 def packs() -> bool:
-    """Whether `Packed` is there and exact: these functions have no public names, so they may be gone, or refuse."""
+    """Whether `Packed` works and is exact: torch's functions for it are not public, and may be missing or fail."""
     x = torch.arange(300 * 50).view(300, 50).remainder(256).byte()
     numbers = torch.arange(300).mul(2**31 // 7).remainder(2**27).sub(2**26).float().unsqueeze(1)
     try:
@@ -135,19 +135,19 @@ KEPT: dict[int, Packed] = {}
 
 
 def keep(x: Tensor) -> None:
-    """Pack bytes, ``(N, D)``, that are multiplied at each step and never change, where that is possible."""
+    """Pack bytes, ``(N, D)``, that are multiplied at each step and never change, if that is possible."""
     if x.device.type == "cpu" and 0 < len(x) <= 2**17 and packs():
         KEPT[id(x)] = Packed(x)
         weakref.finalize(x, KEPT.pop, id(x), None)
 
 
 def product(x: Tensor) -> Product | Packed:
-    """What multiplies bytes, ``(N, D)``; which it is changes no bit."""
+    """A `Packed` of bytes, ``(N, D)``, if they were kept, otherwise a `Product`; the bits are the same."""
     return KEPT.get(id(x)) or Product(x)
 
 
 def over_processes(sums: Tensor) -> Tensor:
-    """Whole numbers of all processes added up, in place."""
+    """Add up the whole numbers of all processes, in place."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.all_reduce(sums)
     return sums

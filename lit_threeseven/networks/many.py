@@ -28,7 +28,7 @@ class LitThreeSevenMany(Resumable):
     Args:
         models: Learning rate, `init_std` and seed of each network; all different.
         digits: The two digits to tell apart.
-        rows: Images of a training step, to estimate the memory it needs; 0 leaves that out.
+        rows: Images per training step, to estimate the memory it needs; 0 skips the estimate.
 
     Attributes:
         curve: After a fit, at most 100 pairs: a number of steps, and the training losses after them, ``(K,)``.
@@ -66,7 +66,7 @@ class LitThreeSevenMany(Resumable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return torch.sigmoid(linear(x, self.W, self.b))  # for so many numbers, half the time of our own
+        return torch.sigmoid(linear(x, self.W, self.b))  # takes half the time of our own for so many numbers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of all losses; each has its own column of `W`, and so the gradients are each network's own."""
@@ -84,7 +84,7 @@ class LitThreeSevenMany(Resumable):
                 parameter.grad.mul_(self.rates)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure each network; of decisions, 0 or 1, the mean squared error is the share of wrong ones."""
+        """Measure each network; the mean squared error of answers, 0 or 1, is the fraction of wrong ones."""
         x, y = batch
         if len(y):
             probability = self(x)
@@ -117,7 +117,7 @@ class LitThreeSevenMany(Resumable):
         self.error.reset()
 
     def check_finite(self) -> None:
-        """Let a network diverge: the others don't notice, and `diverged` tells which."""
+        """Allow a network to diverge: it doesn't affect the others, and `diverged` says which did."""
 
     def single(self, k: int) -> LitThreeSeven:
         """Network k as a `LitThreeSeven` of its own, on the CPU."""

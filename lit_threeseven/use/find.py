@@ -1,4 +1,4 @@
-"""Find the digit in a picture: what differs from the paper near it, and of that the group most like a training image.
+"""Find the digit in a picture: of all marks that differ from the paper, the one most like a training image.
 
 A clear picture, with one group of ink on plain paper, needs no search: that is the digit. `page.html` reads these
 alone, by the same steps in JavaScript; change both together.
@@ -28,25 +28,25 @@ COARSE = 64  # pixels of the longer side in which the paper is estimated
 CORNER = 5  # of these: how much of a corner of the paper a median may round off
 LEVELS = (0.5, 0.25, 0.12)  # of the strongest contrast: what is above one of them may be ink
 GAP = 0.012  # of the longer side: strokes of a digit that are nearer than this are one group
-LEAST = 32  # of 255: a picture of which no pixel differs more from the paper has no ink
-FAINT = 18  # of 255: less is never ink
+LEAST = 32  # of 255: if no pixel differs more from the paper, there is no ink
+FAINT = 18  # of 255: what differs less is never ink
 GROUPS = 5  # with the most ink are tried, at each level and gap
 LINE = 0.6  # of the picture's width or height: straight ink that is longer and thin is a line of the paper
-STEEP = 0.2  # slope of the most askew line
+STEEP = 0.2  # slope of the most tilted line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 THIN = 0.25  # of the digit's area: a mark that covers less is no digit, but what is left of a line
 FAINTER = 0.5  # of the digit's contrast: a mark of less is no digit, but a stain or glare
 CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
 SHORT = 15  # pixels: a clear digit is longer
 TRACE = 0.2  # of the strongest contrast: less is paper
-UNEVEN = 0.002  # share of a clear picture's paper that may differ more than that
+UNEVEN = 0.002  # fraction of a clear picture's paper that may differ more than that
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
 # What speaks against a group, as if it were so much farther from the training images: that the picture's edge cuts it
 # off, that it is small, that it is a blot, that it is a line.
 CUT, SMALL, BLOT, LINED = 0.1, 0.1, 0.1, 0.2
 NARROW = 0.15  # of its length: what is narrower is a line
-INK = 11  # length of an image as a vector, from which it is a blot; one training image in ten is longer
+INK = 11  # an image whose length as a vector is above this may be a blot; one training image in ten is
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
 UNLIKE = 0.2  # cosine distance that one test image in twenty exceeds, and four in five of other digits
 
@@ -60,7 +60,7 @@ class Found:
 
     Attributes:
         image: ``(28, 28)`` float32, 0 (paper) to 1 (ink), as MNIST's images.
-        box: Left, top, right and bottom of the ink, in pixels of the picture as it is seen, turned by its EXIF data.
+        box: Left, top, right and bottom of the ink, in pixels of the picture after rotation by its EXIF data.
         distance: One minus the cosine between the image and the nearest training image, 0 to 1.
         certain: Whether it is like training images, as 19 of 20 test images are.
     """
@@ -72,7 +72,7 @@ class Found:
 
 
 def find(picture: Image.Image) -> list[Found]:
-    """Find the digits in a picture, the likeliest first; several if there are several marks as large and as alike.
+    """Find the digits in a picture, the likeliest first; several if other marks are about as large and alike.
 
     Args:
         picture: Of any size and any mode of Pillow's.
@@ -138,14 +138,14 @@ def bundled_images(part: Literal["train", "t10k"]) -> Tensor:
 
 @dataclass
 class Candidate:
-    """What may be the digit.
+    """A group of ink that may be the digit.
 
     Attributes:
         image: ``(28, 28)``, 0 to 1.
         box: Of the ink.
         area: Pixels of ink.
         contrast: How much this ink differs from the paper, 0 to 255.
-        doubt: What speaks against it, in units of the distance from the training images.
+        doubt: What counts against it, as extra distance from the training images.
     """
 
     image: Array
@@ -192,7 +192,7 @@ def _whole(colours: Array) -> tuple[list[Candidate], bool]:
 
 def framed(drawn: NDArray[np.bool_]) -> bool:
     """Whether ink that touches the edges of its box goes along all four of them, as a printed box does."""
-    down, across = (max(1, int(0.1 * side + 0.5)) for side in drawn.shape)  # a half goes up, as in the page
+    down, across = (max(1, int(0.1 * side + 0.5)) for side in drawn.shape)  # round half up, as the page does
     sides = drawn[:down].any(0), drawn[-down:].any(0), drawn[:, :across].any(1), drawn[:, -across:].any(1)
     return bool(min(side.mean() for side in sides) > 0.9)
 
@@ -231,10 +231,10 @@ def differences(colours: Array) -> Array:
     height, width, _ = colours.shape
     step = max(1, -(-max(height, width) // COARSE))
     coarse = np.asarray(Image.fromarray(colours.astype(np.uint8)).reduce(step), np.float32)
-    wide = 0.45 if step > 1 else 0.9  # of a small picture the digit may be nearly all
+    wide = 0.45 if step > 1 else 0.9  # in a small picture the digit may fill nearly everything
     window = max(3, round(wide * min(coarse.shape[:2])) | 1)
     paper = ndimage.median_filter(coarse, (window, window, 1), mode="nearest")
-    # a median rounds corners: where another paper is near, and fits better, it is that one
+    # a median rounds corners: use the paper of a nearby place if it fits better
     wider = np.pad(paper, ((CORNER, CORNER), (CORNER, CORNER), (0, 0)), "edge")
     rows, columns, _ = paper.shape
     corners = [(i, j) for i in (CORNER, 0, 2 * CORNER) for j in (CORNER, 0, 2 * CORNER)]
@@ -252,7 +252,7 @@ def differences(colours: Array) -> Array:
 
 
 def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Ink without straight thin lines through most of the picture, such as ruled paper's, found as Hough did."""
+    """Ink without straight thin lines across most of the picture, such as ruled paper's, found by Hough's method."""
     mask = mask.copy()
     for side in (mask, mask.T):  # lines across, then lines down
         height, width = side.shape
@@ -272,7 +272,7 @@ def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def thicken(ink: Array) -> Array:
-    """Ink of a pen at least as thick as `PEN` of the 20 pixels of an image."""
+    """Make ink at least as thick as a pen of `PEN` pixels, of the 20 that a digit is long."""
     drawn = ink > 0.5
     inside = ndimage.distance_transform_edt(np.pad(drawn, 1))[1:-1, 1:-1]
     if not drawn.any():

@@ -1,4 +1,4 @@
-"""Pictures of one's own in MNIST's form: light ink on black, 20 pixels long, its centre of mass in the middle.
+"""Turn pictures into images like MNIST's: light ink on black, 20 pixels long, its centre of mass in the middle.
 
 `place` is also written in JavaScript, in `page.html`; change both together.
 """
@@ -17,8 +17,8 @@ SIDE = 28
 BOX = 20  # pixels of the longer side of the ink
 CENTRE = 14.5  # where MNIST's images have their centre of mass, on average, from the left and from the top
 LARGE = 640  # pixels; a picture with a longer side is made smaller first
-LEAST_CONTRAST = 32  # of 255: ink that differs less from the paper is none
-INK = (0.4, 0.7)  # of the contrast: below there is no ink, above nothing else; it leaves out lines and shadows
+LEAST_CONTRAST = 32  # of 255: what differs less from the paper is not ink
+INK = (0.4, 0.7)  # of the contrast: no ink below, full ink above; this leaves out lines and shadows
 OUTSIDE = 0.002  # share of the ink that may stick out of the box on each side, as specks do
 GREY = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are, as Pillow has it
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -35,7 +35,7 @@ FOREIGN_ENDINGS = {".heic", ".heif", ".svg", ".pdf", ".eps"}
 
 
 def foreign(file: str) -> str:
-    """What a file is that is no picture of Pillow's, and what to do about it; nothing if that is unknown."""
+    """The format of a file that Pillow can't open, and what to do about it; empty if it is unknown."""
     with Path(file).open("rb") as content:
         start = content.read(1000)
     for begin, (what, remedy) in FOREIGN.items():
@@ -57,7 +57,7 @@ class NoInkError(ValueError):
 def normalize(picture: Image.Image) -> Tensor:
     """Bring a picture of a digit into the form of MNIST's images.
 
-    They were made so by LeCun, Cortes and Burges (http://yann.lecun.com/exdb/mnist): the ink's bounding box is scaled
+    This is how LeCun, Cortes and Burges made MNIST (http://yann.lecun.com/exdb/mnist): the ink's bounding box is scaled
     to 20×20 pixels, keeping its aspect ratio, and moved until its centre of mass is in the middle of 28×28. Before
     that, the picture is turned as its EXIF data says, put on paper where it is transparent, made grey, and inverted
     if it is dark on light: what most of its edge shows is taken for the paper.
@@ -91,7 +91,7 @@ def colours(picture: Image.Image) -> tuple[Array, float]:
     """Red, green and blue of a picture, ``(H, W, 3)``, 0 to 255, as it is seen, with at most `LARGE` pixels a side.
 
     Returns:
-        Also how many pixels of the picture one of these is long.
+        And how many pixels of the picture one of these pixels is long.
     """
     full = max(picture.size)
     if picture.format == "JPEG":
@@ -158,7 +158,7 @@ def without_border(grey: Array) -> tuple[tuple[int, int], Array]:
 def _extent(profile: Array) -> float:
     """Length in which all but `OUTSIDE` of a profile's ink lies on each side, by linear interpolation."""
     total = np.concatenate([[0.0], np.cumsum(profile)]) / profile.sum()
-    # of several places with the same total the inner ones count
+    # of several places with the same total, the inner ones count
     first = np.searchsorted(total, OUTSIDE, "right") - 1
     last = np.searchsorted(total, 1 - OUTSIDE, "left")
     start = first + (OUTSIDE - total[first]) / (total[first + 1] - total[first])
