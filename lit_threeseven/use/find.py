@@ -1,12 +1,12 @@
 """Find the digit in a picture: of all marks that differ from the paper, the one most like a training image.
 
-A clear picture, with one group of ink on plain paper, needs no search: that is the digit. `page.html` reads these
-alone, by the same steps in JavaScript; change both together.
+In a clear picture, with one group of ink on plain paper, that group is the digit. `page.html` reads only such pictures,
+by the same steps in JavaScript; change both together.
 
-In others, geometry only proposes: at a few levels of contrast and with a few gaps between strokes, each group of ink
-becomes an image in MNIST's form. A table, a shadow's edge, a box or a stain may be among them. The image nearest to a
-training image is the digit. `scipy.ndimage` does the local filters, distances and connected components: it has all of
-them, and starts in a sixth of the time that torch takes.
+In other pictures, each group of ink, at a few levels of contrast, becomes an image like MNIST's. A table, a shadow's
+edge, a box or a stain may be among them. The image nearest to a training image is the digit. `scipy.ndimage` does the
+local filters, distances and connected components: it has all of them, and starts in a sixth of the time that torch
+takes.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ LEVELS = (0.5, 0.25, 0.12)  # of the strongest contrast: what is above one of th
 GAP = 0.012  # of the longer side: strokes of a digit that are nearer than this are one group
 LEAST = 32  # of 255: if no pixel differs more from the paper, there is no ink
 FAINT = 18  # of 255: what differs less is never ink
-GROUPS = 5  # with the most ink are tried, at each level and gap
+GROUPS = 5  # with the most ink are tried, at each level
 LINE = 0.6  # of the picture's width or height: straight ink that is longer and thin is a line of the paper
 STEEP = 0.2  # slope of the most tilted line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
@@ -42,8 +42,8 @@ TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # fraction of a clear picture's paper that may differ more than that
 MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
-# What speaks against a group, as if it were so much farther from the training images: that the picture's edge cuts it
-# off, that it is small, that it is a blot, that it is a line.
+# What counts against a group, as extra distance from the training images: that the picture's edge cuts it off, that it
+# is small, that it is a blot, that it is a line.
 CUT, SMALL, BLOT, LINED = 0.1, 0.1, 0.1, 0.2
 NARROW = 0.15  # of its length: what is narrower is a line
 INK = 11  # an image whose length as a vector is above this may be a blot; one training image in ten is
