@@ -28,6 +28,7 @@ DEVICE = "lazy:0"
 def fake_numbers_are_not_kept():
     yield
     whole.powers.cache_clear()
+    whole.fractions.cache_clear()
     functional._table.cache_clear()
 
 
