@@ -24,7 +24,7 @@ from lit_threeseven.use.files import UNREADABLE, find, read
 from lit_threeseven.use.find import Found, bundled_images
 from lit_threeseven.weights import read as read_checkpoint
 
-UNSURE = 0.1  # share of the test images of which a network is less sure than usual
+UNSURE = 0.1  # fraction of the test images of which a network is less sure than usual
 
 
 @dataclass
