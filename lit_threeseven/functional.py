@@ -90,15 +90,15 @@ class _Linear(torch.autograd.Function):
         unit = largest / torch.frexp(largest).mantissa * 2.0**-27
         ctx.product = whole.product(x)
         sums: Tensor = ctx.product.times(W / unit)
-        return (sums * (unit.double() / 255)).float().unsqueeze(1) + b
+        return (sums * (unit.double() / 255)).float() + b
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
+        low, high = ctx.product.transposed_times(slopes / SLOPE)
         lost = ~(slopes.abs() < 16)
-        sums = ctx.product.transposed_times(slopes / SLOPE)
-        sums = over_processes(torch.cat([*sums, lost.sum(0)]).long()).double()
-        low, high, lost = sums.split(len(sums) // 2)
+        sums = over_processes(torch.cat([low, high, lost.sum(0)]).long()).double()
+        low, high, lost = sums.split(len(low))
         gradients = (low + high * 2.0**28).masked_fill_(lost > 0, math.nan) * SLOPE
         return None, (gradients[:-1] / 255).float().unsqueeze(1), gradients[-1:].float()
 
@@ -124,13 +124,13 @@ def sigmoid(x: Tensor) -> Tensor:
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if x.dtype != torch.float32 or tracing or torch.compiler.is_compiling():
         return torch.sigmoid(x)  # exported programs use their own sigmoid
-    x = x.clamp(-87, 20)
+    x = torch.nn.functional.hardtanh(x, -87, 20)
     with torch.no_grad():
         place = (x * 2048).round_().nan_to_num_()
         p = _table(x.device).index_select(0, (place + 87 * 2048).int().flatten()).view_as(x)
-        slope = p * (1 - p)
-    rest = x - place / 2048
-    return p + slope * rest * (1 + (0.5 - p) * rest)
+        slope, curvature = p * (1 - p), 0.5 - p
+    rest = torch.sub(x, place, alpha=1 / 2048)
+    return p + slope * rest * (1 + curvature * rest)
 
 
 @cache
@@ -167,16 +167,16 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
     if prediction.shape != target.shape:
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         raise UserError(f"prediction and target must have the same shape, got {shapes}.")
-    mean = sum_of_squares(prediction - target) / (len(target) if divisor is None else divisor)
+    mean = sum_of_squares(prediction, target) / (len(target) if divisor is None else divisor)
     return mean.to(prediction.dtype)
 
 
-def sum_of_squares(error: Tensor) -> Tensor:
-    """``sum(error²)`` of errors of any shape, a scalar: float64 for float32, and exact, see `mean_squared_error`."""
-    squares = error * error
-    if error.dtype != torch.float32 or error.device.type == "mps":
+def sum_of_squares(prediction: Tensor, target: Tensor) -> Tensor:
+    """``sum((prediction - target)²)``, a scalar: float64 for float32, and exact, see `mean_squared_error`."""
+    squares = torch.nn.functional.mse_loss(prediction, target, reduction="none")
+    if squares.dtype != torch.float32 or squares.device.type == "mps":
         return squares.sum()
-    return (squares.double() + ROUND - ROUND).sum()
+    return squares.double().add_(ROUND).sub_(ROUND).sum()
 
 
 class GradientDescent(torch.optim.Optimizer):

@@ -15,7 +15,7 @@ from lit_threeseven.whole import over_processes
 def sums(probability: Tensor, y: Tensor) -> Tensor:
     """Sum of squared errors, number of right answers, and number of rows, ``(3,)``; the arguments are ``(N, 1)``."""
     right = ((probability >= THRESHOLD) == y.bool()).sum()
-    squares = sum_of_squares(probability - y)
+    squares = sum_of_squares(probability, y)
     return torch.stack([squares, right.to(squares.dtype), torch.full_like(squares, len(y))])
 
 

@@ -8,12 +8,15 @@ Everything else acts on single numbers, by operations that IEEE 754 defines to t
 A number is written in words of 28 bits: a sum of 2^17 products of a byte and a word fits into float64's 53 bits.
 """
 
+import math
 import warnings
-import weakref
+from contextlib import suppress
 from functools import cache, reduce
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.utils.weak import WeakTensorKeyDictionary
 
 WORD = 28  # bits
 SUM = 24  # bits that a packed sum may have: it is float32
@@ -22,17 +25,9 @@ ROWS = 512  # images converted to float64 at once on a CPU: as many as fit into 
 
 @cache
 @torch.inference_mode(False)
-def powers(device: torch.device, dtype: torch.dtype, bits: int, digits: int) -> Tensor:
-    """What each digit stands for: 2 to the power of 0, `bits`, …, ``(digits,)``."""
-    return (1 << bits * torch.arange(digits, device=device)).to(dtype)
-
-
-@cache
-@torch.inference_mode(False)
-def fractions(device: torch.device, dtype: torch.dtype, bits: int, digits: int) -> Tensor:
-    """One over each of the `powers`, and a 0, ``(digits + 1, 1)``."""
-    inverse = 1 / powers(device, dtype, bits, digits)
-    return torch.cat([inverse, inverse.new_zeros(1)]).unsqueeze(1)
+def powers(device: torch.device, dtype: torch.dtype, bits: int, digits: int, words: int = 1) -> Tensor:
+    """Puts digits together to words: ``(words, words * digits)``, in each row 1, ``2**bits``, … for its own digits."""
+    return torch.tensor(np.kron(np.eye(words), np.ldexp(1.0, bits * np.arange(digits))), dtype=dtype, device=device)
 
 
 def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
@@ -46,7 +41,7 @@ def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
     Returns:
         ``(digits, N)``, of the type of `numbers`.
     """
-    parts = (numbers.t() * fractions(numbers.device, numbers.dtype, bits, digits)).round_()
+    parts = (numbers.t() * powers(numbers.device, numbers.dtype, -bits, digits + 1).t()).round_()
     return torch.sub(parts[:-1], parts[1:], alpha=2**bits)
 
 
@@ -55,12 +50,12 @@ class Product:
 
     def __init__(self, x: Tensor) -> None:
         self.rows = ROWS if x.device.type == "cpu" else 2**14
-        self.x = x if len(x) > self.rows else x.double()
+        self.parts = (x if len(x) > self.rows else x.double()).split(self.rows)
 
     def times(self, numbers: Tensor) -> Tensor:
-        """``x`` times numbers, ``(D, 1)`` float32, each as one word; ``(N,)`` float64."""
-        word = split(numbers.double(), WORD, 1)[0]
-        return torch.cat([x.double() @ word for x in self.x.split(self.rows)])
+        """``x`` times numbers, ``(D, 1)`` float32, each as one word; ``(N, 1)`` float64."""
+        word = numbers.round().double()
+        return torch.cat([part.double() @ word for part in self.parts])
 
     def transposed_times(self, numbers: Tensor) -> Tensor:
         """``x``, transposed and with a last row of ones, times numbers, ``(N, 1)`` float32, each as two words.
@@ -68,14 +63,14 @@ class Product:
         Returns:
             ``(2, D + 1)`` float64.
         """
-        words = split(numbers.double(), WORD, 2)
-        pairs = zip(words.split(self.rows, 1), self.x.split(self.rows), strict=True)
-        sums = reduce(torch.add, (part @ x.double() for part, x in pairs))
+        words = split(numbers, WORD, 2).double()
+        pairs = zip(words.split(self.rows, 1), self.parts, strict=True)
+        sums = reduce(torch.add, (word @ part.double() for word, part in pairs))
         return torch.cat([sums, words.sum(1, keepdim=True)], 1)
 
 
 class Matrix:
-    """Bytes, ``(N, D)``, packed for FBGEMM's integer product.
+    """Bytes, ``(N, D)``, packed for FBGEMM's integer product, without rows and columns of zeros.
 
     A byte, less 128, times a digit has 7 bits more than the digit. So a sum may have ``2**(SUM - 7 - bits)`` terms, and
     more columns than that are packed in parts.
@@ -86,22 +81,26 @@ class Matrix:
     """
 
     def __init__(self, x: Tensor, bits: int) -> None:
-        self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
+        self.bits, self.terms, self.length = bits, 2 ** (SUM - 7 - bits), len(x)
+        self.rows, self.columns = (x.any(axis).nonzero().squeeze(1) for axis in (1, 0))
+        x = (x[self.rows][:, self.columns] ^ 128).view(torch.int8)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about quantized tensors being removed; `packs` is False once they are
-            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
+            warnings.simplefilter("ignore")  # about quantized tensors being removed
+            parts = [part.contiguous() for part in x.split(self.terms, 1)]
             numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
             self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
 
     def times(self, numbers: Tensor, words: int) -> Tensor:
         """``x`` times numbers, ``(D, 1)`` float32, each as so many words; ``(words, N)`` float64."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        each = WORD // self.bits
-        digits = (split(part, self.bits, words * each) for part in numbers.split(self.terms))
-        pairs = zip(digits, self.parts, strict=True)
+        each, numbers = WORD // self.bits, numbers.index_select(0, self.columns)
+        # only as many digits as the largest number has
+        digits = min(max(math.frexp(numbers.abs().max().item())[1] // self.bits + 1, 1), words * each)
+        pairs = zip(split(numbers, self.bits, digits).split(self.terms, 1), self.parts, strict=True)
         made = (multiply(part, 1.0, 2 ** (self.bits - 1), columns).double() for part, columns in pairs)
-        sums: Tensor = reduce(torch.add, made)
-        return powers(sums.device, sums.dtype, self.bits, each) @ sums.view(words, each, -1)
+        together = powers(numbers.device, torch.float64, self.bits, each, words)[:, :digits]
+        sums: Tensor = together @ reduce(torch.add, made)
+        return sums.new_zeros(words, self.length).index_copy_(1, self.rows, sums)
 
 
 class Packed:
@@ -112,38 +111,34 @@ class Packed:
 
     def times(self, numbers: Tensor) -> Tensor:
         """As `Product.times`."""
-        return self.x.times(numbers, 1)[0]
+        return self.x.times(numbers, 1).t()
 
     def transposed_times(self, numbers: Tensor) -> Tensor:
         """As `Product.transposed_times`."""
         return self.transposed.times(numbers, 2)
 
 
-@cache
-def packs() -> bool:
-    """Whether `Packed` works and is exact: torch's functions for it are not public, and may be missing or fail."""
-    x = torch.arange(300 * 50).view(300, 50).remainder(256).byte()
-    numbers = torch.arange(300).mul(2**31 // 7).remainder(2**27).sub(2**26).float().unsqueeze(1)
-    try:
-        made = [(way.times(numbers[:50]), way.transposed_times(numbers)) for way in (Packed(x), Product(x))]
-    except (AttributeError, RuntimeError):
-        return False
-    return all(map(torch.equal, *made))
-
-
-KEPT: dict[int, Packed] = {}
+KEPT = WeakTensorKeyDictionary()  # bytes to `Packed`
 
 
 def keep(x: Tensor) -> None:
-    """Pack bytes, ``(N, D)``, that are multiplied at each step and never change, if that is possible."""
-    if x.device.type == "cpu" and 0 < len(x) <= 2**17 and packs():
-        KEPT[id(x)] = Packed(x)
-        weakref.finalize(x, KEPT.pop, id(x), None)
+    """Pack bytes, ``(N, D)``, that are multiplied at each step and never change, if that works here and is exact.
+
+    torch's functions for it are not public, and may be missing or fail.
+    """
+    if x.device.type != "cpu" or not 0 < len(x) <= 2**17:
+        return
+    with suppress(AttributeError, RuntimeError):
+        numbers = [torch.linspace(-(2**27), 2**27, size).unsqueeze(1) for size in reversed(x.shape)]
+        ways = Packed(x), Product(x)
+        made = [(way.times(numbers[0]), way.transposed_times(numbers[1] * 2**28)) for way in ways]
+        if all(map(torch.equal, *made)):
+            KEPT[x] = ways[0]
 
 
 def product(x: Tensor) -> Product | Packed:
     """A `Packed` of bytes, ``(N, D)``, if they were kept, otherwise a `Product`; the bits are the same."""
-    return KEPT.get(id(x)) or Product(x)
+    return KEPT.get(x) or Product(x)
 
 
 def over_processes(sums: Tensor) -> Tensor:

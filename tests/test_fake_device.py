@@ -28,7 +28,6 @@ DEVICE = "lazy:0"
 def fake_numbers_are_not_kept():
     yield
     whole.powers.cache_clear()
-    whole.fractions.cache_clear()
     functional._table.cache_clear()
 
 
