@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, 
 
 from lit_threeseven.augment import Affine
 from lit_threeseven.errors import UserError
-from lit_threeseven.pixels import scale
+from lit_threeseven.functional import scale
 from lit_threeseven.whole import keep
 
 

@@ -18,13 +18,12 @@ from lit_threeseven.resumable import ResumableData, plain
 
 
 class ThreeSevenDataModule(ResumableData):
-    """MNIST's threes and sevens, filtered, scaled to [0, 1], flattened to 784 columns and labelled.
+    """MNIST's threes and sevens: filtered, scaled to [0, 1], flattened to 784 columns, and labelled.
 
     After `setup`, `train`, `val` and `test` are data sets of images, ``(N, 28, 28)`` uint8, 0 to 255, and labels,
-    ``(N, 1)`` float32, 0 or 1. `val` is taken from MNIST's training set; MNIST's test set is used for testing and
-    predicting only. The loaders work with any network: ``x, y = batch`` gives ``(n, 784)`` pixels, float32 in [0, 1],
-    and ``(n, 1)`` labels. A module that `takes_bytes` gets the pixels as uint8. The loaders also work without a
-    Trainer, and then need no call of `setup`.
+    ``(N, 1)`` float32, 0 or 1. `val` is a part of MNIST's training set. MNIST's test set is only for testing and
+    predicting. The loaders work with any network, and without a Trainer: ``x, y = batch`` gives ``(n, 784)`` pixels,
+    float32 in [0, 1], and ``(n, 1)`` labels. A module that `takes_bytes` gets pixels as uint8.
 
     Args:
         source: Where the images come from. "bundled": the real threes and sevens shipped with this package.
@@ -36,12 +35,11 @@ class ThreeSevenDataModule(ResumableData):
         batch_size: Images per training step on all devices together. null (None) means all at once: one step per epoch.
         val_fraction: Fraction of the training images held out for validation, from 0 to less than 1, the same for both
             digits. With 0 all images are used for training and no validation runs.
-        seed: Chooses the held-out images and the order of shuffled batches, 0 to 2³¹ - 1. The starting weights do not
-            depend on it.
+        seed: Chooses the held-out images, the order of shuffled batches, and random changes, 0 to 2³¹ - 1. The starting
+            weights do not depend on it.
         rotation: In each epoch, each training image is rotated left or right by up to this many degrees, 0 to 180.
-        zoom: Its width and its height each grow or shrink by up to this fraction, 0 to 0.99.
-        shift: Each is moved by up to this many pixels, 0 to 28, sideways and up or down. 0 for all three leaves the
-            images as they are. The changes depend on `seed`, the epoch and the batch only.
+        zoom: In each epoch, its width and its height each grow or shrink by up to this fraction, 0 to 0.99.
+        shift: In each epoch, it is moved by up to this many pixels, 0 to 28, sideways, and up or down.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -91,16 +89,15 @@ class ThreeSevenDataModule(ResumableData):
         self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
         self.seed, self.affine = seed, Affine(rotation, zoom, shift)
 
-    # There is no `prepare_data`: Lightning's other processes would wait for it without a time limit.
+    # There is no `prepare_data`: other processes would wait for it without a time limit.
 
     def setup(self, stage: str | None = None) -> None:
-        """Download what is absent, once per machine, and read the images that a stage needs.
+        """Download missing files, once per machine, and read the images that a stage needs.
 
-        These are the training set's for "fit" and "validate", the test set's for "test" and "predict", otherwise both.
+        "fit" and "validate" need the training set, "test" and "predict" the test set, and None both.
 
         Raises:
-            UserError: If a file is missing or damaged.
-            UserError: If there are too few images of a digit to hold one out.
+            UserError: If a file is missing or damaged, or there are too few images of a digit to hold one out.
         """
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
             dataset.download(self.root)
@@ -114,7 +111,7 @@ class ThreeSevenDataModule(ResumableData):
             self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
     def train_dataloader(self) -> Batches:
-        """The training images, in a new order each epoch, unless they are one batch or `overfit_batches` is set."""
+        """The training images, in a new order each epoch unless they are one batch, or `overfit_batches` is set."""
         train = self._split("train", "fit")
         trainer: Any = self.trainer  # whose attributes have no types
         size = len(train)
@@ -128,7 +125,7 @@ class ThreeSevenDataModule(ResumableData):
         return self._batches(train, shuffle=vary, change=self.affine if vary and self.affine else None)
 
     def val_dataloader(self) -> Batches | list[Batches]:
-        """The held-out images in their own order; an empty list where `val_fraction` is 0."""
+        """The held-out images in their own order; an empty list if `val_fraction` is 0."""
         return self._batches(self._split("val", "validate")) if self.val_fraction else []
 
     def test_dataloader(self) -> Batches:
@@ -158,9 +155,8 @@ class ThreeSevenDataModule(ResumableData):
 def takes_bytes(module: Any) -> bool:
     """Whether a module's pixels stay bytes.
 
-    A class whose body says ``takes_bytes = True`` takes them in the methods that it defines: it multiplies them by
-    `linear`, and divides its loss by `Batch.divisor`. A subclass that defines one of these methods itself, and does not
-    say so, gets floats.
+    A class says so by ``takes_bytes = True`` in its body: the methods defined there multiply bytes by `linear`, and
+    divide the loss by `Batch.divisor`. A subclass that overrides one of them, without saying so, gets floats.
     """
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
     classes = type(module).__mro__
@@ -171,7 +167,7 @@ def takes_bytes(module: Any) -> bool:
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide rows into training and validation, taking the same fraction of every label.
+    """Divide rows into training and validation, with the same fraction of each label.
 
     Args:
         y: Labels, ``(N, 1)``.

@@ -1,6 +1,6 @@
 """The mathematics of the network: starting weights, ``x W + b``, a sigmoid, a loss, gradient descent.
 
-Each function and its derivatives give the same bits on any device; `whole` explains how.
+Each function and its derivative give the same bits on any device. `whole` explains how.
 """
 
 import math
@@ -15,14 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from lit_threeseven import whole
 from lit_threeseven.errors import UserError
-from lit_threeseven.pixels import scale
 from lit_threeseven.whole import over_processes
 
-# Below this probability the answer is the second digit, otherwise the first.
-THRESHOLD = 0.5
-
-SLOPE = 2.0**-51  # unit of a slope; slopes of a mean squared error are at most 8/27, and two words reach 16
-ROUND = 1.5 * 2.0**20  # added to a float64 between -1 and 1 and subtracted again, it rounds it to 2^-32
+THRESHOLD = 0.5  # below this probability the answer is the second digit, otherwise the first
+SLOPE = 2.0**-51  # unit of a slope: those of a mean squared error are at most 8/27, and two words reach 16
+ROUND = 1.5 * 2.0**20  # adding it to a float64 from -1 to 1, and subtracting it again, rounds to 2^-32
 
 
 def check_positive(**numbers: float) -> None:
@@ -37,19 +34,24 @@ def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> T
     return torch.tensor(random.standard_normal(shape) * std, dtype=torch.get_default_dtype())
 
 
+def scale(pixels: Tensor) -> Tensor:
+    """Convert bytes, 0 to 255, of any shape to float32 in [0, 1]; floats are returned unchanged."""
+    return pixels / 255 if pixels.dtype == torch.uint8 else pixels
+
+
 def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """``x W + b``; for bytes, the same bits on any device.
 
-    For the product with bytes `W` is rounded to 2^-27 of the power of two above its largest number, and in the gradient
-    each slope, the derivative by ``x W + b``, to 2^-51. Both sums are exact, and rounded to float32 once. A slope of 16
-    or more, or one that is not finite, makes the gradient NaN.
+    For bytes, `W` is rounded to 2^-27 of the power of two above its largest number, and each slope, the derivative of
+    the loss by ``x W + b``, to 2^-51. Their products are added up exactly, and each sum is rounded to float32 once. A
+    slope of 16 or more, or one that is not finite, makes the gradient NaN.
 
-    With several processes (`torch.distributed`) the gradient for bytes is the sum over all of them; so the loss of each
-    is a sum over its share, divided by the rows of the global batch.
+    With several processes (`torch.distributed`), the gradient for bytes is the sum over all of them. So the loss of
+    each process must be the sum over its share, divided by the rows of the global batch.
 
     Args:
         x: ``(N, D)`` or ``(N, …)`` with D numbers each: uint8, 0 to 255, or floating-point, in [0, 1].
-        W: ``(D, K)``. The product with bytes is for float32 and K = 1; otherwise they are scaled to floats first.
+        W: ``(D, K)``. If K is not 1, or `W` not float32, bytes are scaled to floats first, and rounded as floats are.
         b: ``(K,)``.
 
     Returns:
@@ -66,11 +68,11 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
 
 def layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The logits of layers with sigmoids between them: ``sigmoid(x W1 + b1) W2 + b2``, and so on.
+    """The logits of one or more layers with sigmoids between them: ``sigmoid(x W1 + b1) W2 + b2``, and so on.
 
     Args:
         x: As for `linear`.
-        parameters: `W1`, `b1`, `W2`, …; those of a single layer, `W` and `b`, too.
+        parameters: `W1`, `b1`, `W2`, `b2`, …
 
     Returns:
         ``(N, K)``, where the last layer has K columns.
@@ -106,10 +108,9 @@ class _Linear(torch.autograd.Function):
 def sigmoid(x: Tensor) -> Tensor:
     """Squash any real number into a probability: ``1 / (1 + exp(-x))``; its derivative is ``p (1 - p)``.
 
-    Both are finite for every finite input. A float32 is looked up in a table and corrected by the second-order Taylor
-    polynomial around the table's point, at most 2^-12 away, by additions and multiplications alone: they round alike
-    everywhere, as a library's exponential may not. It is off by less than 2^-22 of itself; below -87 and above 20 it is
-    constant.
+    Both are finite for every finite input. For float32, a table gives the value at the nearest multiple of 2^-11, and a
+    Taylor polynomial of second order the rest. Its additions and multiplications round alike everywhere, as a library's
+    exponential may not. The relative error is less than 2^-22; below -87 and above 20 the value is constant.
 
     Args:
         x: Floating-point tensor of any shape.
@@ -136,7 +137,7 @@ def sigmoid(x: Tensor) -> Tensor:
 @cache
 @torch.inference_mode(False)
 def _table(device: torch.device) -> Tensor:
-    """The sigmoid from -87 to 20 in steps of 1/2048, float32; an error of 2^-34 would not change a bit of it."""
+    """The sigmoid from -87 to 20 in steps of 1/2048, float32. Relative errors up to 2^-34 would not change its bits."""
     factors = np.full(107 * 2048 + 1, 1.0004884004786945)  # exp(1/2048)
     factors[0] = 1.6458114310822737e-38  # exp(-87)
     exponential = np.multiply.accumulate(factors)
@@ -146,13 +147,12 @@ def _table(device: torch.device) -> Tensor:
 def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None = None) -> Tensor:
     """Average of the squared differences: ``sum((prediction - target)²) / divisor``.
 
-    In float32 each square is rounded to 2^-32, so that up to 2^21 of them add up to the same bits in any order.
+    For float32, each square is rounded to 2^-32, so that up to 2^21 of them add up to the same bits in any order.
 
     Args:
         prediction: ``(N, 1)``, probabilities in [0, 1].
         target: ``(N, 1)``, labels, 0 or 1.
-        divisor: What the sum is divided by; None means N. A process that holds a share of a batch passes
-            `Batch.divisor`.
+        divisor: What the sum is divided by; None means N. For a share of a batch, use `Batch.divisor`.
 
     Returns:
         Scalar tensor.

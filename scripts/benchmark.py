@@ -34,10 +34,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, recipes, whole
 from lit_threeseven.errors import silence_libraries
-from lit_threeseven.functional import mean_squared_error
+from lit_threeseven.functional import mean_squared_error, scale
 from lit_threeseven.module import THRESHOLD
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
-from lit_threeseven.pixels import flatten
 from lit_threeseven.run.cli import ThreeSevenCLI
 
 GOAL = 0.98  # test accuracy
@@ -231,17 +230,20 @@ def bandwidth(size: int = 2**28) -> float:
 def alternate(timers: dict[str, tuple[Callable[[int], float], int]], rounds: int) -> dict[str, float]:
     """Median seconds per epoch of each timer; each comes with its number of epochs.
 
-    The timers take turns, `rounds` times, after a shorter warm-up that doesn't count.
+    The timers take turns, `rounds` times, after a shorter warm-up that doesn't count. Each begins with the same number
+    of threads, which the main recipe may change.
     """
-    seconds = {name: [] for name in timers}
+    seconds, threads = {name: [] for name in timers}, torch.get_num_threads()
     for turn in range(rounds + 1):
         for name, (timer, epochs) in timers.items():
             epochs = max(1, epochs // 10) if turn == 0 else epochs
             if sys.stderr.isatty():
                 print(f"\r{f'round {turn} of {rounds}' if turn else 'warm-up'}: {name:50}", end="", file=sys.stderr)
+            torch.set_num_threads(threads)
             seconds[name].append(timer(epochs) / epochs)
     if sys.stderr.isatty():
         print(f"\r{'':70}\r", end="", file=sys.stderr)
+    torch.set_num_threads(threads)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
@@ -253,7 +255,7 @@ def until_goal(rounds: int) -> dict[str, float]:
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup()
     images, test_y = data.test.tensors
-    test_x = flatten(images)
+    test_x = scale(images).flatten(1)
 
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, model: LitThreeSeven, *args: object) -> None:
@@ -281,7 +283,7 @@ def until_goal(rounds: int) -> dict[str, float]:
     except ImportError:
         print("scikit-learn is not installed, so its row is missing: pip install '.[benchmark]'", file=sys.stderr)
     else:
-        x, y = flatten(data.train.tensors[0]).numpy(), data.train.tensors[1].squeeze(1).numpy()
+        x, y = scale(data.train.tensors[0]).flatten(1).numpy(), data.train.tensors[1].squeeze(1).numpy()
 
         def regression(iterations: int) -> tuple[float, float]:
             start = time.perf_counter()
@@ -336,7 +338,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train.tensors
-    x = flatten(images)
+    x = scale(images).flatten(1)
     pixels = images.flatten(1)
     whole.keep(pixels)
 

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.dataset import BUNDLED_ROOT, load
-from lit_threeseven.functional import mean_squared_error, sigmoid
+from lit_threeseven.functional import mean_squared_error, scale, sigmoid
 from lit_threeseven.module import THRESHOLD
-from lit_threeseven.pixels import flatten
 from lit_threeseven.watch import figures
 
 parser = argparse.ArgumentParser(description="Go through the network step by step, and write the pictures.")
@@ -95,7 +94,7 @@ show(draw_numbers(threes[0], "The first three: 28 × 28 numbers from 0 to 255"),
 # The network takes an image as one row of 784 numbers from 0 to 1. Its label is 1 for a three and 0 for a seven.
 
 # %%
-x, y = flatten(images), labels
+x, y = scale(images).flatten(1), labels
 print(
     f"x {tuple(x.shape)}, {x.dtype}, {x.min():.0f} to {x.max():.0f}; "
     f"y {tuple(y.shape)}, its first labels {y[:8, 0].int().tolist()}"

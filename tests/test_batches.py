@@ -6,8 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_threeseven import LitThreeSeven
 from lit_threeseven.batches import Batch, Batches, shared
-from lit_threeseven.functional import mean_squared_error
-from lit_threeseven.pixels import flatten
+from lit_threeseven.functional import mean_squared_error, scale
 
 ROWS = 23
 
@@ -83,7 +82,7 @@ def test_rows_keep_their_labels(data):
     images, y = data.tensors
     for x, labels in Batches(data, 5, shuffle=True):
         rows = (x[:, 0] * 255).round().long()
-        assert torch.equal(x, flatten(images)[rows])
+        assert torch.equal(x, scale(images).flatten(1)[rows])
         assert torch.equal(labels, y[rows])
 
 

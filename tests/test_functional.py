@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lit_threeseven.functional import mean_squared_error, sigmoid
+from lit_threeseven.functional import mean_squared_error, scale, sigmoid
 
 
 @pytest.mark.parametrize("x", [-80.0, -20.0, -1.5, 0.0, 0.3, 5.0, 30.0])
@@ -51,3 +51,14 @@ def test_mean_over_processes_is_the_mean_over_the_global_batch():
 def test_mean_squared_error_refuses_shapes_that_would_broadcast():
     with pytest.raises(ValueError, match=r"same shape, got \(3, 1\) and \(3,\)"):
         mean_squared_error(torch.zeros(3, 1), torch.zeros(3))
+
+
+def test_bytes_are_scaled_to_the_unit_interval_and_left_as_they_were():
+    pixels = torch.arange(256).byte().view(2, 128)
+    assert torch.equal(scale(pixels), torch.arange(256).view(2, 128) / 255)
+    assert torch.equal(pixels, torch.arange(256).byte().view(2, 128))
+
+
+def test_floats_are_not_scaled():
+    x = torch.rand(2, 784)
+    assert scale(x) is x

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import binary_auroc
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, batches
-from lit_threeseven.pixels import flatten
+from lit_threeseven.functional import scale
 
 
 class Losses(Callback):
@@ -83,7 +83,7 @@ def test_one_step_is_gradient_descent(trainer):
     model, data = LitThreeSeven(lr=0.7), ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train.tensors
-    x = flatten(images)
+    x = scale(images).flatten(1)
     W, b = (p.detach().double().requires_grad_() for p in (model.W, model.b))
     ((torch.sigmoid(x.double() @ W + b) - y) ** 2).mean().backward()
     trainer(max_epochs=1).fit(model, data)
@@ -144,7 +144,7 @@ def test_accumulation_clipping_and_precision_work_as_in_any_trainer(trainer, opt
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train[:4000]
-    x = flatten(images)
+    x = scale(images).flatten(1)
     slices = [slice(start, start + 1000) for start in range(0, 4000, 1000)]
     expected = gradient_descent(
         x.to(dtype), y.to(dtype), [slices[i : i + together] for i in range(0, 4, together)], clip
@@ -237,7 +237,7 @@ def test_logged_metrics_are_those_of_all_rows_whatever_the_batches(trainer):
         expected = getattr(trainer(), stage)(model, whole, verbose=False)[0]
         assert getattr(trainer(), stage)(model, pieces, verbose=False)[0] == pytest.approx(expected, rel=1e-5)
     images, y = whole.test.tensors
-    probability = model(flatten(images)).detach()
+    probability = model(scale(images).flatten(1)).detach()
     assert expected["test/loss"] == pytest.approx(((probability - y) ** 2).mean().item(), rel=1e-5)
     assert expected["test/accuracy"] == pytest.approx(((probability >= 0.5) == (y == 1)).float().mean().item())
     assert expected["test/auroc"] == pytest.approx(binary_auroc(probability, y.int()).item())
@@ -247,7 +247,7 @@ def test_training_logs_loss_and_accuracy_of_the_batch(trainer):
     model, data = LitThreeSeven(), ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train.tensors
-    x = flatten(images)
+    x = scale(images).flatten(1)
     accuracy = ((model(x) >= 0.5) == (y == 1)).float().mean().item()
     fit = trainer(max_epochs=1)
     fit.fit(model, data)
@@ -260,7 +260,7 @@ def test_your_own_dataloader_trains_too(trainer, shape):
     data = ThreeSevenDataModule(val_fraction=0)
     data.setup("fit")
     images, y = data.train.tensors
-    loader = DataLoader(TensorDataset(flatten(images).reshape(-1, *shape), y), batch_size=len(y))
+    loader = DataLoader(TensorDataset(scale(images).flatten(1).reshape(-1, *shape), y), batch_size=len(y))
     torch.manual_seed(0)
     model = LitThreeSeven()
     torch.manual_seed(0)

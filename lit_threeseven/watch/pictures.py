@@ -15,8 +15,8 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
+from lit_threeseven.functional import scale
 from lit_threeseven.module import LitThreeSeven
-from lit_threeseven.pixels import flatten, scale
 from lit_threeseven.watch import figures
 from lit_threeseven.watch.loggers import add_figure, add_recipe, attempt
 
@@ -95,7 +95,7 @@ class TensorBoardPictures(L.Callback):
         if isinstance(probability, Tensor) and probability.shape == y.shape and len(y):
             rows = torch.cat([probability, y], dim=1).float()
             hardest = hardest_first(rows)
-            self._collected.append((rows.cpu(), torch.cat([rows[hardest], flatten(x[hardest])], dim=1).cpu()))
+            self._collected.append((rows.cpu(), torch.cat([rows[hardest], scale(x[hardest]).flatten(1)], dim=1).cpu()))
 
     def _draw_collected(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the rows of all processes; every process must call this, even one without rows."""
