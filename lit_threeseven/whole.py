@@ -70,7 +70,7 @@ class Product:
 
 
 class Matrix:
-    """Bytes, ``(N, D)``, packed for FBGEMM's integer product, without rows and columns of zeros.
+    """Bytes, ``(N, D)``, packed for FBGEMM's integer product.
 
     A byte, less 128, times a digit has 7 bits more than the digit. So a sum may have ``2**(SUM - 7 - bits)`` terms, and
     more columns than that are packed in parts.
@@ -81,41 +81,43 @@ class Matrix:
     """
 
     def __init__(self, x: Tensor, bits: int) -> None:
-        self.bits, self.terms, self.length = bits, 2 ** (SUM - 7 - bits), len(x)
-        self.rows, self.columns = (x.any(axis).nonzero().squeeze(1) for axis in (1, 0))
-        x = (x[self.rows][:, self.columns] ^ 128).view(torch.int8)
+        self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about quantized tensors being removed
-            parts = [part.contiguous() for part in x.split(self.terms, 1)]
+            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
             numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
             self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
 
     def times(self, numbers: Tensor, words: int) -> Tensor:
         """``x`` times numbers, ``(D, 1)`` float32, each as so many words; ``(words, N)`` float64."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        each, numbers = WORD // self.bits, numbers.index_select(0, self.columns)
+        each = WORD // self.bits
         # only as many digits as the largest number has
         digits = min(max(math.frexp(numbers.abs().max().item())[1] // self.bits + 1, 1), words * each)
         pairs = zip(split(numbers, self.bits, digits).split(self.terms, 1), self.parts, strict=True)
         made = (multiply(part, 1.0, 2 ** (self.bits - 1), columns).double() for part, columns in pairs)
         together = powers(numbers.device, torch.float64, self.bits, each, words)[:, :digits]
         sums: Tensor = together @ reduce(torch.add, made)
-        return sums.new_zeros(words, self.length).index_copy_(1, self.rows, sums)
+        return sums
 
 
 class Packed:
     """As `Product`, by integer products: for bytes that are multiplied many times."""
 
     def __init__(self, x: Tensor) -> None:
+        self.ink = x.any(0).nonzero().squeeze(1)  # pixels that are not 0 in all images
+        self.columns, self.places = x.shape[1], torch.cat([self.ink, torch.tensor([x.shape[1]])])
+        x = x.index_select(1, self.ink)
         self.x, self.transposed = Matrix(x, 7), Matrix(torch.cat([x.t(), x.new_ones(1, len(x))]), 4)
 
     def times(self, numbers: Tensor) -> Tensor:
         """As `Product.times`."""
-        return self.x.times(numbers, 1).t()
+        return self.x.times(numbers.index_select(0, self.ink), 1).t()
 
     def transposed_times(self, numbers: Tensor) -> Tensor:
         """As `Product.transposed_times`."""
-        return self.transposed.times(numbers, 2)
+        sums = self.transposed.times(numbers, 2)
+        return sums.new_zeros(2, self.columns + 1).index_copy_(1, self.places, sums)
 
 
 KEPT = WeakTensorKeyDictionary()  # bytes to `Packed`

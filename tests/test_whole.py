@@ -59,11 +59,13 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
     monkeypatch.setattr(whole, "SUM", bits)  # 14: parts of one term and of eight
     monkeypatch.setattr(whole, "ROWS", 70)
     random = torch.Generator().manual_seed(rows)
-    for x in (torch.randint(0, 256, (rows, 50), generator=random).byte(), torch.full((rows, 50), 255).byte()):
+    any_bytes, white = torch.randint(0, 256, (rows, 50), generator=random).byte(), torch.full((rows, 50), 255).byte()
+    for x in (any_bytes, white, any_bytes * torch.arange(50).remainder(3).clamp(max=1).byte()):  # some columns are 0
         made = product(x)
         for weights in (torch.randn(50, 1, generator=random) * 2**24, torch.full((50, 1), -(2.0**27))):
             assert list(map(int, made.times(weights).flatten().tolist())) == integers(x, weights.round())
-        for slopes in (torch.randn(rows, 1, generator=random) * 2.0**50, torch.full((rows, 1), 2.0**55)):
+        slopes = [torch.randn(rows, 1, generator=random) * 2.0**power for power in (-9, 9, 35, 50)]
+        for slopes in (*slopes, torch.full((rows, 1), 2.0**55), torch.full((rows, 1), 8.0)):
             expected = [*integers(x.t(), slopes.round()), sum(map(int, slopes.round().flatten().tolist()))]
             assert joined(made.transposed_times(slopes)) == expected
 
