@@ -64,8 +64,8 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
         made = product(x)
         for weights in (torch.randn(50, 1, generator=random) * 2**24, torch.full((50, 1), -(2.0**27))):
             assert list(map(int, made.times(weights).flatten().tolist())) == integers(x, weights.round())
-        slopes = [torch.randn(rows, 1, generator=random) * 2.0**power for power in (-9, 9, 35, 50)]
-        for slopes in (*slopes, torch.full((rows, 1), 2.0**55), torch.full((rows, 1), 8.0)):
+        drawn = [torch.randn(rows, 1, generator=random) * 2.0**power for power in (-9, 9, 35, 50)]
+        for slopes in (*drawn, torch.full((rows, 1), 2.0**55), torch.full((rows, 1), 8.0)):
             expected = [*integers(x.t(), slopes.round()), sum(map(int, slopes.round().flatten().tolist()))]
             assert joined(made.transposed_times(slopes)) == expected
 
