@@ -347,7 +347,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
         {
             "a  article's loop": (lambda n: article(x, y, n), epochs // 4),
             "b  Trainer, DataLoader, full batch": (lambda n: usual(x, y, None, n), few),
-            "c  main recipe, everything on": (main_recipe, epochs),
+            "c  main recipe, everything on": (main_recipe, 2000),
             "d  a step alone": (lambda n: step_alone(pixels, y, n), epochs // 4),
             "d  its two products": (lambda n: products_alone(pixels, n), epochs // 4),
             "d  the same step in plain float32": (lambda n: plain_step(x, y, n), epochs // 4),
