@@ -3,10 +3,10 @@
 In a clear picture, with one group of ink on plain paper, that group is the digit. `page.html` reads only such pictures,
 by the same steps in JavaScript; change both together.
 
-In other pictures, each group of ink, at a few levels of contrast, becomes an image like MNIST's. A table, a shadow's
-edge, a box or a stain may be among them. The image nearest to a training image is the digit. `scipy.ndimage` does the
-local filters, distances and connected components: it has all of them, and starts in a sixth of the time that torch
-takes.
+In other pictures, all ink at once, and each group of it at a few levels of contrast, become images like MNIST's. A
+table, a shadow's edge, a box or a stain may be among them. The nearest to a training image is the digit; what is small,
+faint, a blot, or cut off by an edge must be nearer. `scipy.ndimage` does the local filters, distances and connected
+components: it has all of them, and starts in a sixth of the time that torch takes.
 """
 
 from collections.abc import Iterator
