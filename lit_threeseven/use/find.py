@@ -39,11 +39,11 @@ CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
 SHORT = 15  # pixels: a clear digit is longer
 TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # fraction of a clear picture's paper that may differ more than that
-MARK = 0.34  # cosine distance from the training images, and doubt, below which another group counts as a digit
+MARK = 0.36  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
-# What counts against a group, as extra distance from the training images: that the picture's edge cuts it off, that it
-# is small, that it is fainter than another, that it is a blot.
-CUT, SMALL, FAINTER, BLOT = 0.1, 0.05, 0.2, 0.1
+# What counts against ink, as extra distance from the training images: that there is more ink, that the picture's edge
+# cuts it off, that it is small, that it is fainter than other ink, that it is a blot.
+PART, CUT, SMALL, FAINTER, BLOT = 0.02, 0.1, 0.05, 0.2, 0.1
 INK = 11.5  # an image whose length as a vector is above this may be a blot; one training image in sixteen is
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
 UNLIKE = 0.2  # cosine distance that one test image in twenty exceeds, and four in five of other digits
@@ -94,10 +94,7 @@ def find(picture: Image.Image) -> list[Found]:
     lengths = images.flatten(1).norm(dim=1)
     strongest = max(one.contrast for one in found)
     doubts = torch.tensor(
-        [
-            CUT * one.cut + SMALL * (1 - _length(one.box) / size) + FAINTER * (1 - one.contrast / strongest)
-            for one in found
-        ]
+        [one.doubt + SMALL * (1 - _length(one.box) / size) + FAINTER * (1 - one.contrast / strongest) for one in found]
     )
     scores = distances + doubts + BLOT * (lengths - INK).clamp(min=0)
     marks: list[Found] = []
@@ -149,14 +146,14 @@ class Candidate:
         box: Of the ink.
         area: Pixels of ink.
         contrast: How much this ink differs from the paper, 0 to 255.
-        cut: Whether the picture's edge cuts it off.
+        doubt: What counts against it by itself, as extra distance from the training images.
     """
 
     image: Array
     box: Box
     area: int
     contrast: float
-    cut: bool
+    doubt: float
 
 
 def _whole(colours: Array) -> tuple[list[Candidate], bool]:
@@ -222,7 +219,7 @@ def _groups(contrast: Array) -> Iterator[Candidate]:
             ink = contrast[place] * (labels[place] == k + 1)
             strong = float(np.median(ink[ink > 0]))
             ink = (ink / strong).clip(0, 1)
-            yield Candidate(pictures.place(thicken(ink)), box, int(areas[k]), strong, _cut(box, contrast))
+            yield Candidate(pictures.place(thicken(ink)), box, int(areas[k]), strong, PART + _cut(box, contrast))
 
 
 def differences(colours: Array) -> Array:
@@ -291,9 +288,9 @@ def thicken(ink: Array) -> Array:
     return thicker
 
 
-def _cut(box: Box, picture: Array) -> bool:
-    """Whether a box touches an edge of the picture."""
-    return 0 in box[:2] or box[2] == picture.shape[1] or box[3] == picture.shape[0]
+def _cut(box: Box, picture: Array) -> float:
+    """The doubt about ink that touches an edge of the picture."""
+    return CUT * (0 in box[:2] or box[2] == picture.shape[1] or box[3] == picture.shape[0])
 
 
 def _length(box: Box) -> int:
