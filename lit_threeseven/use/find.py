@@ -82,7 +82,7 @@ def find(picture: Image.Image) -> list[Found]:
     colours, scale = pictures.colours(picture)
     size = max(colours.shape)
     found, clear = _whole(colours)
-    filled = size <= 2 * pictures.SIDE and found  # the digit may leave no paper to compare with
+    filled = bool(found) and size <= 2 * pictures.SIDE  # the digit may leave no paper to compare with
     if not clear and not filled:
         contrast = differences(colours)
         inked = contrast.max() >= LEAST and ndimage.uniform_filter(contrast, 3).max() >= LEAST / 2
