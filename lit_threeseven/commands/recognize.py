@@ -143,14 +143,14 @@ class Answers:
 
     def __init__(self, network: Any, files: list[str], explanations: Any = None, all: bool = False) -> None:
         self.network, self.files, self.explanations, self.all = network, files, explanations, all
-        self.usual = usual(network)
+        self.limit = usual(network)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Answer]:
         for file in self.files:
-            for answer, found in answers(self.network, file, self.usual, self.all):
+            for answer, found in answers(self.network, file, self.limit, self.all):
                 if self.explanations and found:
                     title = f"{printable(Path(file).name)}: a {answer.digit}, {answer.probability:.2%}"
                     self.explanations.save(self.network, file, found, title)
@@ -172,13 +172,13 @@ def choose(model: str | None, ckpt_path: str | None, run: str | None) -> Any:
     return Network.load(runs.find(ckpt_path if ckpt_path or run else shipped, run))
 
 
-def answers(network: Any, file: str, usual: float, all: bool = False) -> Iterator[tuple[Answer, Found | None]]:
+def answers(network: Any, file: str, limit: float, all: bool = False) -> Iterator[tuple[Answer, Found | None]]:
     """The answer for a file, or for each of its marks, with what was found.
 
     Args:
         network: A `Network`, or a `LitThreeSeven` in evaluation mode.
         file: Its path.
-        usual: As `usual` gives it.
+        limit: As `usual` gives it.
         all: Whether a picture with several marks gets an answer for each; otherwise it gets none.
     """
     found, note = read(file)
@@ -193,7 +193,7 @@ def answers(network: Any, file: str, usual: float, all: bool = False) -> Iterato
     for one, p in zip(found, probabilities, strict=True):
         digit = first if p >= THRESHOLD else second
         where = "box {} {} {} {}".format(*one.box) if len(found) > 1 else ""
-        yield Answer(file, digit, max(p, 1 - p), ", ".join(filter(None, [note, where, doubt(one, p, usual)]))), one
+        yield Answer(file, digit, max(p, 1 - p), ", ".join(filter(None, [note, where, doubt(one, p, limit)]))), one
 
 
 def usual(network: Any) -> float:
@@ -205,20 +205,20 @@ def usual(network: Any) -> float:
     return float(torch.maximum(p, 1 - p).quantile(UNSURE))
 
 
-def doubt(found: Found, p: float, usual: float) -> str:
+def doubt(found: Found, p: float, limit: float) -> str:
     """Why an answer may be wrong.
 
     Args:
         found: The digit in the picture.
         p: The network's probability of the first digit.
-        usual: As `usual` gives it; 0 for no doubt at all, as training images and test images say nothing then.
+        limit: As `usual` gives it; 0 for no doubt at all, as training images and test images say nothing then.
 
     Returns:
         "unlike all training images", "less sure than usual", or nothing.
     """
-    if usual and not found.certain:
+    if limit and not found.certain:
         return "unlike all training images"
-    return "less sure than usual" * (max(p, 1 - p) < usual)
+    return "less sure than usual" * (max(p, 1 - p) < limit)
 
 
 def show(result: Answers, format: Literal["table", "csv", "jsonl"] = "table") -> None:

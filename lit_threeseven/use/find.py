@@ -3,10 +3,10 @@
 In a clear picture, with one group of ink on plain paper, that group is the digit. `page.html` reads only such pictures,
 by the same steps in JavaScript; change both together.
 
-In other pictures, each group of ink, at a few levels of contrast, becomes an image like MNIST's. A table, a shadow's
-edge, a box or a stain may be among them. The image nearest to a training image is the digit. `scipy.ndimage` does the
-local filters, distances and connected components: it has all of them, and starts in a sixth of the time that torch
-takes.
+In other pictures, all ink at once, and each group of it at a few levels of contrast, become images like MNIST's. A
+table, a shadow's edge, a box or a stain may be among them. The nearest to a training image is the digit; what is small,
+faint, a blot, or cut off by an edge must be nearer. `scipy.ndimage` does the local filters, distances and connected
+components: it has all of them, and starts in a sixth of the time that torch takes.
 """
 
 from collections.abc import Iterator
@@ -35,18 +35,16 @@ LINE = 0.6  # of the picture's width or height: straight ink that is longer and 
 STEEP = 0.2  # slope of the most tilted line
 PEN = 2.0  # pixels of the image: thinner pens are made as thick, as most of MNIST's are
 THIN = 0.25  # of the digit's area: a mark that covers less is no digit, but what is left of a line
-FAINTER = 0.5  # of the digit's contrast: a mark of less is no digit, but a stain or glare
 CLEAR = 50  # of 255: the ink of a clear picture differs more from its paper
 SHORT = 15  # pixels: a clear digit is longer
 TRACE = 0.2  # of the strongest contrast: less is paper
 UNEVEN = 0.002  # fraction of a clear picture's paper that may differ more than that
-MARK = 0.32  # cosine distance from the training images, and doubt, below which another group counts as a digit
+MARK = 0.36  # cosine distance from the training images, and doubt, below which another group counts as a digit
 
-# What counts against a group, as extra distance from the training images: that the picture's edge cuts it off, that it
-# is small, that it is a blot, that it is a line.
-CUT, SMALL, BLOT, LINED = 0.1, 0.1, 0.1, 0.2
-NARROW = 0.15  # of its length: what is narrower is a line
-INK = 11  # an image whose length as a vector is above this may be a blot; one training image in ten is
+# What counts against ink, as extra distance from the training images: that there is more ink, that the picture's edge
+# cuts it off, that it is small, that it is fainter than other ink, that it is a blot.
+PART, CUT, SMALL, FAINTER, BLOT = 0.02, 0.1, 0.05, 0.2, 0.1
+INK = 11.5  # an image whose length as a vector is above this may be a blot; one training image in sixteen is
 BLOTTED = 13.5  # length that one training image in four hundred exceeds
 UNLIKE = 0.2  # cosine distance that one test image in twenty exceeds, and four in five of other digits
 
@@ -82,19 +80,23 @@ def find(picture: Image.Image) -> list[Found]:
         OSError: If the picture's file is damaged.
     """
     colours, scale = pictures.colours(picture)
+    size = max(colours.shape)
     found, clear = _whole(colours)
-    if not clear:
+    filled = bool(found) and size <= 2 * pictures.SIDE  # the digit may leave no paper to compare with
+    if not clear and not filled:
         contrast = differences(colours)
-        if contrast.max() >= LEAST and ndimage.uniform_filter(contrast, 3).max() >= LEAST / 2:
-            found += _groups(contrast)
-        elif max(contrast.shape) > 2 * pictures.SIDE:  # a digit may fill a smaller one, and leave no paper to compare
-            found = []
+        inked = contrast.max() >= LEAST and ndimage.uniform_filter(contrast, 3).max() >= LEAST / 2
+        found = [*found, *_groups(contrast)] if inked else []
     if not found:
         raise NoInkError("there is no ink")
     images = torch.from_numpy(np.stack([one.image for one in found])).float()
     distances = nearest(images)
-    blots = (images.flatten(1).norm(dim=1) - INK).clamp(min=0)
-    scores = distances + torch.tensor([one.doubt for one in found]) + BLOT * blots
+    lengths = images.flatten(1).norm(dim=1)
+    strongest = max(one.contrast for one in found)
+    doubts = torch.tensor(
+        [one.doubt + SMALL * (1 - _length(one.box) / size) + FAINTER * (1 - one.contrast / strongest) for one in found]
+    )
+    scores = distances + doubts + BLOT * (lengths - INK).clamp(min=0)
     marks: list[Found] = []
     chosen: list[Candidate] = []
     for k in scores.argsort().tolist():
@@ -102,14 +104,13 @@ def find(picture: Image.Image) -> list[Found]:
         if chosen and not (
             scores[k] < MARK
             and one.area > THIN * chosen[0].area
-            and one.contrast > FAINTER * chosen[0].contrast
             and 0.5 < _length(one.box) / _length(chosen[0].box) < 2
             and all(_apart(one.box, other.box) for other in chosen)
         ):
             continue
         chosen.append(one)
         inside = tuple(round(side * scale) for side in one.box)
-        certain = bool(distances[k] <= UNLIKE and images[k].norm() <= BLOTTED)
+        certain = bool(distances[k] <= UNLIKE and lengths[k] <= BLOTTED)
         marks.append(Found(images[k], inside, distances[k].item(), certain))
     return marks
 
@@ -145,7 +146,7 @@ class Candidate:
         box: Of the ink.
         area: Pixels of ink.
         contrast: How much this ink differs from the paper, 0 to 255.
-        doubt: What counts against it, as extra distance from the training images.
+        doubt: What counts against it by itself, as extra distance from the training images.
     """
 
     image: Array
@@ -187,7 +188,9 @@ def _whole(colours: Array) -> tuple[list[Candidate], bool]:
         and not framed(drawn[inside])
     )
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-    return [Candidate(pictures.place(thicken(ink[inside].clip(0, 1))), box, int(drawn.sum()), 255, 0)], clear
+    image = pictures.place(thicken(ink[inside].clip(0, 1)))
+    contrast = float(np.median(ink[drawn])) * float(np.ptp(cut))
+    return [Candidate(image, box, int(drawn.sum()), contrast, _cut(box, colours))], clear
 
 
 def framed(drawn: NDArray[np.bool_]) -> bool:
@@ -216,10 +219,7 @@ def _groups(contrast: Array) -> Iterator[Candidate]:
             ink = contrast[place] * (labels[place] == k + 1)
             strong = float(np.median(ink[ink > 0]))
             ink = (ink / strong).clip(0, 1)
-            narrow = min(ink.shape) < NARROW * length
-            cut = 0 in box[:2] or box[2] == contrast.shape[1] or box[3] == contrast.shape[0]
-            doubt = LINED * narrow + CUT * cut + SMALL * (1 - length / size)
-            yield Candidate(pictures.place(thicken(ink)), box, int(areas[k]), strong, doubt)
+            yield Candidate(pictures.place(thicken(ink)), box, int(areas[k]), strong, PART + _cut(box, contrast))
 
 
 def differences(colours: Array) -> Array:
@@ -286,6 +286,11 @@ def thicken(ink: Array) -> Array:
     outside = ndimage.distance_transform_edt(~np.pad(drawn, room))
     thicker: Array = np.maximum(np.pad(ink, room), (more + 0.5 - (outside - 0.5)).clip(0, 1))
     return thicker
+
+
+def _cut(box: Box, picture: Array) -> float:
+    """The doubt about ink that touches an edge of the picture."""
+    return CUT * (0 in box[:2] or box[2] == picture.shape[1] or box[3] == picture.shape[0])
 
 
 def _length(box: Box) -> int:
