@@ -1,6 +1,7 @@
 """Shared pieces: a small MNIST with all ten digits, a mirror that serves it, and the command line in this process."""
 
 import functools
+import gc
 import gzip
 import hashlib
 import http.server
@@ -26,6 +27,20 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Tests run in parallel, and so do the processes that they start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is imported stays, so garbage collection needn't look at it, now or at the end.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest tests: at the end, the others would have nothing to do beside them."""
+    first = ("tests/test_elastic.py", "tests/test_networks.py::test_the_deep_recipe", "tests/test_package.py")
+    items.sort(key=lambda item: not item.nodeid.startswith(first))
 
 
 @pytest.fixture(scope="session")

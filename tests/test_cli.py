@@ -1,4 +1,5 @@
 import csv
+import gc
 import inspect
 import io
 import os
@@ -15,6 +16,7 @@ import torch
 from processes import curves, weights
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, dataset, processes, recipes
+from lit_threeseven.__main__ import load
 from lit_threeseven.commands import COMMANDS
 from lit_threeseven.networks import LitThreeSevenMLP
 from lit_threeseven.run import cli as cli_module
@@ -457,6 +459,16 @@ def test_a_mistake_at_the_terminal_has_no_traceback(tmp_path):
     assert result.returncode == 1
     assert result.stderr == "lit-threeseven: error: lr must be a finite float32 above 0, got 0.0.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_garbage_is_collected_while_a_command_is_imported_but_afterwards(tmp_path, monkeypatch):
+    (tmp_path / "imported_once.py").write_text("import gc\non = gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = load("imported_once")
+    assert not module.on
+    assert gc.isenabled()
+    assert gc.get_freeze_count()
+    assert load("imported_once") is module
 
 
 @pytest.mark.slow

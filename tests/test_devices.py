@@ -254,7 +254,10 @@ def test_slurm_s_processes_end_where_one_does(on_one_device, tmp_path):
 
 
 FAULTS = """
+import gc
 import sys
+
+gc.disable()  # it starts in half the time
 import torch
 from lit_threeseven import LitThreeSeven
 from lit_threeseven.batches import Batch
@@ -281,6 +284,8 @@ def training_step(model, batch, batch_idx):
 
 
 LitThreeSeven.training_step = training_step
+gc.enable()
+gc.freeze()
 main(args)
 """
 

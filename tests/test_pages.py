@@ -45,7 +45,7 @@ def commands(page: str) -> list[str]:
 
 
 @pytest.fixture
-def checkout(cli):
+def checkout(cli, script):
     """Runs a command in a folder with the repository's files in it."""
     for name in ("scripts", "lit_threeseven", ".readme"):
         (cli.folder / name).symlink_to(ROOT / name)
@@ -56,6 +56,9 @@ def checkout(cli):
         if program == "lit-threeseven" and ">" not in args:  # here, without the time that a process takes to start
             code, _, error = cli(*args)
             assert code == 0, error
+        elif program == "python" and args[0].startswith("scripts/"):
+            code, output = script(args[0].removeprefix("scripts/"), *args[1:])
+            assert code == 0, output
         else:
             options = {"env": os.environ | {"PATH": path}, "capture_output": True, "text": True, "timeout": 900}
             result = subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=False, **options)
