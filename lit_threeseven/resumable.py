@@ -1,5 +1,6 @@
 """A network and data that any Trainer can save, load without running code, and resume."""
 
+import atexit
 import hashlib
 import inspect
 import sys
@@ -84,6 +85,13 @@ class ResumableData(PlainArguments, L.LightningDataModule):
         if cls.__qualname__ in checkpoint:  # where Lightning puts the state of data
             data.load_state_dict(checkpoint[cls.__qualname__])
         return data
+
+
+@atexit.register
+def leave() -> None:
+    """Leave the other processes: if gloo's threads outlive Python, they abort a program that has ended well."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def check_versions() -> None:

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -110,3 +112,16 @@ def test_a_port_in_use_ends_with_a_sentence(tmp_path):
     assert "a free MASTER_PORT" in job.outputs[0]
     assert re.search("in use", job.outputs[0])
     assert len(job.outputs[0].strip().splitlines()) == 1
+
+
+def test_a_program_leaves_the_other_processes_before_python_ends():
+    """Otherwise one in some hundred ends with "terminate called without an active exception", and exit code -6."""
+    program = """
+import atexit, sys
+from torch import distributed
+atexit.register(lambda: print(distributed.is_initialized()))  # what is registered first is called last
+from lit_threeseven import LitThreeSeven
+distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[1]}", rank=0, world_size=1)
+"""
+    command = [sys.executable, "-c", program, str(free_port())]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
