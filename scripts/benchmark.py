@@ -341,6 +341,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     x = scale(images).flatten(1)
     pixels = images.flatten(1)
     whole.keep(pixels)
+    threads = torch.get_num_threads()
 
     epochs, few, rounds = (1000, 2, 3) if quick else (2000, 10, 5)
     rows = alternate(
@@ -390,6 +391,7 @@ def measure(quick: bool) -> tuple[dict[str, float], dict[str, float]]:
     per_image = list(tiles.values())
 
     rows["i  main job, drawing its pictures"] = statistics.median(drawing(epochs) for _ in range(rounds))
+    torch.set_num_threads(threads)
 
     figures = {
         **{f"{GOAL:.0%} of the test set: the fast recipe / scikit-learn": fast / other for other in sklearn},
