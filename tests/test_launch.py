@@ -124,4 +124,5 @@ from lit_threeseven import LitThreeSeven
 distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[1]}", rank=0, world_size=1)
 """
     command = [sys.executable, "-c", program, str(free_port())]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.splitlines()[-1] == "False"  # torch 2.9 prints a line of gloo's before it
