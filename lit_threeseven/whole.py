@@ -26,7 +26,7 @@ ROWS = 512  # images converted to float64 at once on a CPU: as many as fit into 
 @cache
 @torch.inference_mode(False)
 def powers(device: torch.device, dtype: torch.dtype, bits: int, digits: int, words: int = 1) -> Tensor:
-    """Puts digits together to words: ``(words, words * digits)``, in each row 1, ``2**bits``, … for its own digits."""
+    """Combines digits into words: ``(words, words * digits)``, in each row 1, ``2**bits``, … for its own digits."""
     return torch.tensor(np.kron(np.eye(words), np.ldexp(1.0, bits * np.arange(digits))), dtype=dtype, device=device)
 
 
