@@ -18,7 +18,8 @@ from lit_threeseven.errors import UserError
 from lit_threeseven.whole import over_processes
 
 THRESHOLD = 0.5  # below this probability the answer is the second digit, otherwise the first
-SLOPE = 2.0**-51  # unit of a slope: those of a mean squared error are at most 8/27, and two words reach 16
+WEIGHT, SLOPE = 2.0**-26, 2.0**-42  # units of a weight and of a slope, see `linear`
+STEPS = 2048  # places from 0 to 1 in the table of the sigmoid
 ROUND = 1.5 * 2.0**20  # adding it to a float64 from -1 to 1, and subtracting it again, rounds to 2^-32
 
 
@@ -42,9 +43,10 @@ def scale(pixels: Tensor) -> Tensor:
 def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """``x W + b``; for bytes, the same bits on any device.
 
-    For bytes, `W` is rounded to 2^-27 of the power of two above its largest number, and each slope, the derivative of
-    the loss by ``x W + b``, to 2^-51. Their products are added up exactly, and each sum is rounded to float32 once. A
-    slope of 16 or more, or one that is not finite, makes the gradient NaN.
+    Bytes are multiplied by whole numbers: weights in units of 2^-26, and slopes, the derivatives of the loss by
+    ``x W + b``, in units of 2^-42. No sum loses a bit as long as the absolute values of the weights add up to at most
+    2^17, and those of the slopes of all rows to 2; with a mean of squared errors they are at most 8/27. Each sum is
+    rounded to float32 once. Larger sums are as exact as float64's.
 
     With several processes (`torch.distributed`), the gradient for bytes is the sum over all of them. So the loss of
     each process must be the sum over its share, divided by the rows of the global batch.
@@ -88,21 +90,18 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        largest = W.abs().max().clamp(min=2.0**-80)
-        unit = largest / torch.frexp(largest).mantissa * 2.0**-27
-        ctx.product = whole.product(x)
-        sums: Tensor = ctx.product.times(W / unit)
-        return (sums * (unit.double() / 255)).float() + b
+        times, ctx.transposed_times = whole.products(x)
+        sums = times((W * (1 / WEIGHT)).round_())
+        return (sums * (WEIGHT / 255)).float() + b
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
-        low, high = ctx.product.transposed_times(slopes / SLOPE)
-        lost = ~(slopes.abs() < 16)
-        sums = over_processes(torch.cat([low, high, lost.sum(0)]).long()).double()
-        low, high, lost = sums.split(len(low))
-        gradients = (low + high * 2.0**28).masked_fill_(lost > 0, math.nan) * SLOPE
-        return None, (gradients[:-1] / 255).float().unsqueeze(1), gradients[-1:].float()
+        numbers = (slopes * (1 / SLOPE)).round_()
+        sums = ctx.transposed_times(numbers)
+        bias = 255 * numbers.sum(0, keepdim=True, dtype=torch.float64)  # as of a pixel that is always 255
+        gradients = (over_processes(torch.cat([sums, bias])) * (SLOPE / 255)).float()
+        return None, gradients[:-1], gradients[-1]
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -127,20 +126,21 @@ def sigmoid(x: Tensor) -> Tensor:
         return torch.sigmoid(x)  # exported programs use their own sigmoid
     x = torch.nn.functional.hardtanh(x, -87, 20)
     with torch.no_grad():
-        place = (x * 2048).round_().nan_to_num_()
-        p = _table(x.device).index_select(0, (place + 87 * 2048).int().flatten()).view_as(x)
-        slope, curvature = p * (1 - p), 0.5 - p
-    rest = torch.sub(x, place, alpha=1 / 2048)
-    return p + slope * rest * (1 + curvature * rest)
+        place = (x * STEPS).round_().nan_to_num_()
+        p = _table(x.device).index_select(0, (place + 87 * STEPS).int().flatten()).view_as(x)
+        slope = (1 - p).mul_(p)
+        curvature = (0.5 - p).mul_(slope)
+    rest = torch.sub(x, place, alpha=1 / STEPS)
+    return p + rest * (slope + rest * curvature)
 
 
 @cache
 @torch.inference_mode(False)
 def _table(device: torch.device) -> Tensor:
-    """The sigmoid from -87 to 20 in steps of 1/2048, float32. Relative errors up to 2^-34 would not change its bits."""
-    factors = np.full(107 * 2048 + 1, 1.0004884004786945)  # exp(1/2048)
+    """The sigmoid from -87 to 20, in steps of 1 / `STEPS`."""
+    factors = np.full(107 * STEPS + 1, 1.0004884004786945)  # exp(1 / STEPS)
     factors[0] = 1.6458114310822737e-38  # exp(-87)
-    exponential = np.multiply.accumulate(factors)
+    exponential = np.multiply.accumulate(factors)  # relative errors up to 2^-34 would not change any float32
     return torch.tensor(exponential / (1 + exponential), dtype=torch.float32, device=device)
 
 
