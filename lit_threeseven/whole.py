@@ -53,12 +53,15 @@ def keep(x: Tensor) -> None:
 
     torch's functions for it are not public, and may be missing or fail.
     """
-    if x.device.type == "cpu" and 0 < len(x) <= 2**17:
-        with suppress(AttributeError, RuntimeError):
-            numbers = [torch.linspace(-(2**26), 2**26, size).round().unsqueeze(1) for size in reversed(x.shape)]
-            packed: Products = Packed(x, 7).times, Packed(x.t(), 4).times
-            if all(torch.equal(*(way(number) for way in ways)) for *ways, number in zip(packed, products(x), numbers)):
-                KEPT[x] = packed
+    if x.device.type != "cpu" or not 0 < len(x) <= 2**17:
+        return
+    with suppress(AttributeError, RuntimeError):
+        packed: Products = Packed(x, 7).times, Packed(x.t(), 4).times
+        for fast, exact, size in zip(packed, products(x), reversed(x.shape), strict=True):
+            numbers = torch.linspace(-(2**26), 2**26, size).round().unsqueeze(1)
+            if not torch.equal(fast(numbers), exact(numbers)):
+                return
+        KEPT[x] = packed
 
 
 class Packed:
@@ -94,7 +97,7 @@ class Packed:
 
 
 def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
-    """Whole numbers, ``(N, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, lowest first: ``(digits, N)``."""
+    """Digits of whole numbers, ``(N, 1)``, from ``-2**(bits - 1)`` to ``2**(bits - 1)``: ``(digits, N)``, lowest first."""
     parts = (numbers.t() * powers(-bits, digits + 1).float().t()).round_()
     return torch.sub(parts[:-1], parts[1:], alpha=2**bits)
 

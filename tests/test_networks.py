@@ -1,4 +1,5 @@
 import csv
+import gc
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
+from lit_threeseven.networks.many import SEEN, logits
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MLP = ("--model", "LitThreeSevenMLP", "--model.hidden_sizes", "[20, 10]")
@@ -186,6 +188,27 @@ def test_a_network_that_diverges_leaves_the_others_alone(trainer):
     assert with_it.diverged(torch.full((6,), 0.9), with_it.results["loss"]).tolist() == [True, *[False] * 5]
     assert not without.diverged(without.results["loss"], without.results["loss"]).any()
     assert without.diverged(without.results["loss"] - 1e-6, without.results["loss"]).all()
+
+
+@pytest.mark.parametrize("ink", [0, 1])
+def test_pixels_that_come_again_give_the_same_but_for_rounding_and_are_given_up_with_their_batch(ink):
+    random = torch.Generator().manual_seed(0)
+    x = ink * torch.rand(500, 784, generator=random)
+    x[:, ::3] = 0
+    W, b = torch.randn(784, 5, generator=random, requires_grad=True), torch.randn(5, requires_grad=True)
+    slopes, found = torch.randn(500, 5, generator=random), []
+    for _ in range(3):
+        z = logits(x, W, b)
+        found.append([z.detach(), *torch.autograd.grad(z, (W, b), slopes)])
+    assert SEEN[x] is not None
+    for again in found[1:]:
+        torch.testing.assert_close(again, found[0], rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(x, W, b), found[0][0], rtol=1e-4, atol=1e-4)
+    kept = len(SEEN)
+    del x
+    gc.collect()
+    assert len(SEEN) < kept
 
 
 def test_losses_are_kept_from_the_first_step_to_the_last_and_not_too_many(trainer):

@@ -15,7 +15,6 @@ from lit_threeseven.functional import GradientDescent, linear, mean_squared_erro
 from lit_threeseven.metrics import of_rows
 
 
-
 def packed(x: Tensor) -> whole.Products:
     """As `keep` packs them."""
     return whole.Packed(x, 7).times, whole.Packed(x.t(), 4).times
@@ -73,7 +72,11 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
     sparse[len(sparse) // 2] = 0
     for x in (any_bytes, white, *([sparse] if sparse.any() else [])):
         times, transposed_times = product(x)
-        for weights in (torch.randn(50, 1, generator=random) * 2**24, torch.full((50, 1), -(2.0**27)), torch.zeros(50, 1)):
+        for weights in (
+            torch.randn(50, 1, generator=random) * 2**24,
+            torch.full((50, 1), -(2.0**27)),
+            torch.zeros(50, 1),
+        ):
             assert integers(times(weights.round())) == multiplied(x, weights.round())
         drawn = [torch.randn(rows, 1, generator=random) * 2.0**power for power in (-9, 9, 30)]
         for slopes in (*drawn, torch.full((rows, 1), 2.0**43 // rows), torch.full((rows, 1), 8.0)):

@@ -6,6 +6,8 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.backends.mkldnn import is_available as has_onednn
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchmetrics import MeanSquaredError
 
 from lit_threeseven.batches import shared
@@ -16,6 +18,28 @@ from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import Resumable
 
 POINTS = 100  # steps, at most, whose losses are kept
+SEEN = WeakTensorKeyDictionary()  # pixels that a step has seen to what `logits` makes of them
+
+
+def logits(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """``x W + b``, ``(N, K)``, in half the time for float32 pixels that a CPU trains on again: a full batch.
+
+    They are then in oneDNN's own layout, whose narrow products are the fastest, and without pixels that are 0 in all
+    images.
+    """
+    if not torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
+        return linear(x, W, b)
+    if x not in SEEN:
+        SEEN[x] = None
+        return linear(x, W, b)
+    if SEEN[x] is None:
+        has_ink = x.any(0)
+        has_ink[0] = True  # at least one pixel
+        ink = has_ink.nonzero().squeeze(1)
+        SEEN[x] = ink, x.index_select(1, ink).to_mkldnn()
+    ink, packed = SEEN[x]
+    product: Tensor = nn.functional.linear(packed, W.index_select(0, ink).t(), b)
+    return product.to_dense()
 
 
 class LitThreeSevenMany(Resumable):
@@ -66,7 +90,7 @@ class LitThreeSevenMany(Resumable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return torch.sigmoid(linear(x, self.W, self.b))  # takes half the time of our own for so many numbers
+        return torch.sigmoid(logits(x, self.W, self.b))  # takes half the time of our own for so many numbers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of all losses; each has its own column of `W`, and so the gradients are each network's own."""
