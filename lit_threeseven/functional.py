@@ -64,7 +64,9 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         tensor([[2.5000]])
     """
     x = x.flatten(1)
-    if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
+    if (
+        x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps"
+    ):  # which has no float64
         return cast(Tensor, _Linear.apply(x, W, b))
     return scale(x).to(W.dtype) @ W + b
 

@@ -13,7 +13,8 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, reduce
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
@@ -21,7 +22,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 ROWS = 512  # images converted to float64 at once on a CPU: as many as fit into its cache
 SUM = 24  # bits of a packed sum, which is float32
-
 Products = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 KEPT = WeakTensorKeyDictionary()  # bytes to `Products`
 
@@ -29,12 +29,10 @@ KEPT = WeakTensorKeyDictionary()  # bytes to `Products`
 def products(x: Tensor) -> Products:
     """Two functions that multiply bytes, ``(N, D)``, and their transpose by whole numbers.
 
-    They take ``(D, 1)`` and ``(N, 1)`` float32, and return ``(N, 1)`` and ``(D, 1)`` float64. All devices but Apple's
-    have float64. Bytes that were kept, see `keep`, are multiplied faster, to the same bits.
+    They take ``(D, 1)`` and ``(N, 1)`` float32, and return ``(N, 1)`` and ``(D, 1)`` float64; see also `keep`.
     """
     if x in KEPT:
-        kept: Products = KEPT[x]
-        return kept
+        return cast(Products, KEPT[x])
     count = len(x) // (ROWS if x.device.type == "cpu" else 2**14) + 1
     parts = (x.double() if count == 1 else x).chunk(count)
 
@@ -49,72 +47,50 @@ def products(x: Tensor) -> Products:
 
 
 def keep(x: Tensor) -> None:
-    """Pack bytes, ``(N, D)``, that are multiplied at each step and never change, if that works here and is exact.
+    """Make the products of bytes, ``(N, D)``, that never change, faster, if that works here and gives the same bits.
 
-    torch's functions for it are not public, and may be missing or fail. One number in 16 of each product is compared
-    with float64's.
+    torch's functions for it are not public, and may be missing or fail. One number in 16 of each product is compared.
     """
-    if x.device.type != "cpu" or not 0 < len(x) <= 2**17:
+    if x.device.type != "cpu":
         return
     with suppress(AttributeError, RuntimeError):
         packed: Products = Packed(x, 7).times, Packed(x.t(), 4).times
         exact = products(x[::16])[0], products(x[:, ::16])[1]
-        for way, other, size in zip(packed, exact, reversed(x.shape), strict=True):
-            numbers = torch.linspace(-(2**26), 2**26, size).round().unsqueeze(1)
-            if not torch.equal(way(numbers)[::16], other(numbers)):
-                return
-        KEPT[x] = packed
+        trials = (torch.linspace(-(2**26), 2**26, size).round().unsqueeze(1) for size in reversed(x.shape))
+        if all(torch.equal(way(n)[::16], other(n)) for way, other, n in zip(packed, exact, trials, strict=True)):
+            KEPT[x] = packed
 
 
 class Packed:
-    """Bytes, ``(N, D)``, packed for FBGEMM's integer product, without rows and columns of zeros.
+    """Bytes, ``(N, D)``, packed for FBGEMM's integer product with digits of so many bits.
 
     A byte, less 128, times a digit has 7 bits more than the digit. So a sum may have ``2**(SUM - 7 - bits)`` terms, and
-    more columns than that are packed in parts. `bits` are those of a digit: fewer allow more terms, more need fewer
-    digits.
+    more columns than that are packed in parts.
     """
 
     def __init__(self, x: Tensor, bits: int) -> None:
         self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
-        self.empty = torch.zeros(len(x), 1, dtype=torch.float64)
-        self.rows, x = without_zeros(x)
-        self.columns, x = without_zeros(x.t())
+        self.powers = torch.tensor([[2.0 ** (bits * k)] for k in range(127 // bits + 1)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about quantized tensors being removed
-            parts = [part.contiguous() for part in (x.t() ^ 128).view(torch.int8).split(self.terms, 1)]
+            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
             numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
             self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
+
+    def digits(self, numbers: Tensor, count: int) -> Tensor:
+        """Numbers, ``(D, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, lowest first, ``(count, D)``."""
+        rounded = (numbers.t() / self.powers[: count + 1]).round_()
+        return torch.sub(rounded[:-1], rounded[1:], alpha=2**self.bits)
 
     def times(self, numbers: Tensor) -> Tensor:
         """As `products`; only as many digits are multiplied as the largest number has."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         largest = numbers.abs().max().item()
-        if not math.isfinite(largest):
-            return self.empty * math.nan
-        digits = split(numbers.index_select(0, self.columns), self.bits, math.frexp(largest)[1] // self.bits + 1)
-        pairs = zip(digits.split(self.terms, 1), self.parts, strict=True)
-        made = (multiply(part, 1.0, 2 ** (self.bits - 1), columns).double() for part, columns in pairs)
-        sums = powers(self.bits, len(digits)) @ reduce(torch.add, made)
-        return self.empty.index_copy(0, self.rows, sums.t())
-
-
-def without_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows are not all 0, and these rows."""
-    rows = x.any(1).nonzero().squeeze(1)
-    return rows, x if len(rows) == len(x) else x.index_select(0, rows)
-
-
-def split(numbers: Tensor, bits: int, digits: int) -> Tensor:
-    """Write numbers, ``(N, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, ``(digits, N)``."""
-    parts = (numbers.t() * powers(-bits, digits + 1).float().t()).round_()
-    return torch.sub(parts[:-1], parts[1:], alpha=2**bits)
-
-
-@cache
-@torch.inference_mode(False)
-def powers(bits: int, digits: int) -> Tensor:
-    """1, ``2**bits``, …, one for each digit; ``(1, digits)`` float64."""
-    return torch.tensor([[2.0 ** (bits * k) for k in range(digits)]], dtype=torch.float64)
+        count = math.frexp(largest)[1] // self.bits + 1
+        pairs = zip(self.digits(numbers, count).split(self.terms, 1), self.parts, strict=True)
+        made = (multiply(digits, 1.0, 2 ** (self.bits - 1), part).double() for digits, part in pairs)
+        sums = reduce(torch.add, made).t() @ self.powers[:count].double()
+        return sums if largest < 2.0**120 else sums * math.nan
 
 
 def over_processes(sums: Tensor) -> Tensor:

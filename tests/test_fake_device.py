@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # torch documents no p
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, batches, functional, module, whole
+from lit_threeseven import LitThreeSeven, ThreeSevenDataModule, batches, functional, module
 from lit_threeseven.batches import Batch, Batches
 
 # Of torch's devices this is one that needs neither a driver nor a special build. A fake "cuda" needs both: without them
@@ -27,7 +27,6 @@ DEVICE = "lazy:0"
 @pytest.fixture(autouse=True)
 def fake_numbers_are_not_kept():
     yield
-    whole.powers.cache_clear()
     functional._table.cache_clear()
 
 

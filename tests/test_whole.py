@@ -44,7 +44,7 @@ def test_digits_are_those_of_the_number_and_add_up_to_less_than_four_times_as_mu
     random = torch.Generator().manual_seed(0)
     x = torch.cat([torch.randn(500, generator=random) * 10.0**power for power in range(bits * count // 4 + 1)])
     x = torch.cat([x.round(), torch.arange(-5000.0, 5000.0), torch.tensor([most, -most])]).unsqueeze(1)
-    digits = whole.split(x, bits, count)
+    digits = whole.Packed(torch.ones(1, len(x)).byte(), bits).digits(x, count)
     assert digits.shape == (count, len(x))
     assert digits.abs().max() <= 2 ** (bits - 1)
     assert [sum(int(digit) << bits * k for k, digit in enumerate(row)) for row in digits.t().tolist()] == integers(x)
@@ -68,9 +68,7 @@ def test_products_are_those_of_integers_however_bright_the_pixels(product, rows,
     monkeypatch.setattr(whole, "ROWS", 70)
     random = torch.Generator().manual_seed(rows)
     any_bytes, white = torch.randint(0, 256, (rows, 50), generator=random).byte(), torch.full((rows, 50), 255).byte()
-    sparse = any_bytes * torch.arange(50).remainder(3).clamp(max=1).byte()  # some columns are 0
-    sparse[len(sparse) // 2] = 0
-    for x in (any_bytes, white, *([sparse] if sparse.any() else [])):
+    for x in (any_bytes, white, torch.zeros(rows, 50).byte()):
         times, transposed_times = product(x)
         for weights in (
             torch.randn(50, 1, generator=random) * 2**24,
@@ -195,7 +193,7 @@ def test_a_sigmoid_can_be_transformed(transform):
     torch.testing.assert_close(derivative, torch.sigmoid(x) * (1 - torch.sigmoid(x)))
 
 
-@pytest.mark.parametrize("slope", [-1e20, float("inf"), float("nan")])
+@pytest.mark.parametrize("slope", [-1e20, -1e35, float("inf"), float("nan")])
 def test_a_slope_that_is_large_or_not_finite_makes_no_gradient_wrong(data, product, monkeypatch, slope):
     monkeypatch.setattr(whole, "products", product)
     x, slopes = data[0][:3], torch.tensor([[1.0], [slope], [0.5]])
@@ -203,7 +201,7 @@ def test_a_slope_that_is_large_or_not_finite_makes_no_gradient_wrong(data, produ
     linear(x, W, b).backward(slopes)
     expected = x.t().double() / 255 @ slopes.double(), slopes.sum(0)
     for found, true in zip((W.grad, b.grad), expected, strict=True):
-        if math.isfinite(slope):
+        if abs(slope) < 1e25:
             torch.testing.assert_close(found, true.float())
         else:
             assert not found[true != 0].isfinite().any()
