@@ -130,10 +130,9 @@ def sigmoid(x: Tensor) -> Tensor:
     with torch.no_grad():
         place = (x * STEPS).round_().nan_to_num_()
         p = _table(x.device).index_select(0, (place + 87 * STEPS).int().flatten()).view_as(x)
-        slope = (1 - p).mul_(p)
-        curvature = (0.5 - p).mul_(slope)
+        slope, curvature = (1 - p).mul_(p), 0.5 - p
     rest = torch.sub(x, place, alpha=1 / STEPS)
-    return p + rest * (slope + rest * curvature)
+    return p + slope * rest * (1 + curvature * rest)
 
 
 @cache
