@@ -45,15 +45,16 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
 
     Bytes are multiplied by whole numbers: weights in units of 2^-26, and slopes, the derivatives of the loss by
     ``x W + b``, in units of 2^-42. No sum loses a bit as long as the absolute values of the weights add up to at most
-    2^17, and those of the slopes of all rows to 2; with a mean of squared errors they are at most 8/27. Each sum is
-    rounded to float32 once. Larger sums are as exact as float64's.
+    2^17, and those of the slopes of all rows to 2; those of a mean of squared errors add up to at most 8/27. Larger
+    sums are as exact as float64's, up to numbers of 2^120 units.
 
     With several processes (`torch.distributed`), the gradient for bytes is the sum over all of them. So the loss of
     each process must be the sum over its share, divided by the rows of the global batch.
 
     Args:
         x: ``(N, D)`` or ``(N, …)`` with D numbers each: uint8, 0 to 255, or floating-point, in [0, 1].
-        W: ``(D, K)``. If K is not 1, or `W` not float32, bytes are scaled to floats first, and rounded as floats are.
+        W: ``(D, K)``. If K is not 1, `W` not float32, or the device MPS, which has no float64, bytes are scaled to
+            floats first, and rounded as floats are.
         b: ``(K,)``.
 
     Returns:
@@ -64,9 +65,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         tensor([[2.5000]])
     """
     x = x.flatten(1)
-    if (
-        x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps"
-    ):  # which has no float64
+    if x.dtype == torch.uint8 and W.dtype == torch.float32 and W.shape[1] == 1 and x.device.type != "mps":
         return cast(Tensor, _Linear.apply(x, W, b))
     return scale(x).to(W.dtype) @ W + b
 

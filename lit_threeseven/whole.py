@@ -6,7 +6,7 @@ and slopes are rounded to whole numbers before they are multiplied, and a sum is
 acts on single numbers, by operations that IEEE 754 defines to the last bit.
 
 float64 holds all whole numbers up to 2^53. So any sum of bytes times numbers is exact, if the absolute values of these
-numbers add up to at most 2^43; written in digits they add up to less than four times as much.
+numbers add up to at most 2^43. Digits, times their powers, add up to less than four times as much, which still fits.
 """
 
 import math
@@ -64,8 +64,8 @@ def keep(x: Tensor) -> None:
 class Packed:
     """Bytes, ``(N, D)``, packed for FBGEMM's integer product with digits of so many bits.
 
-    A byte, less 128, times a digit has 7 bits more than the digit. So a sum may have ``2**(SUM - 7 - bits)`` terms, and
-    more columns than that are packed in parts.
+    A byte times a digit is below ``2**(7 + bits)``. So a sum may have ``2**(SUM - 7 - bits)`` terms, and more columns
+    than that are packed in parts. Two products with digits of 7 bits fit into 16, where FBGEMM may add them.
     """
 
     def __init__(self, x: Tensor, bits: int) -> None:
@@ -86,10 +86,10 @@ class Packed:
         """As `products`; only as many digits are multiplied as the largest number has."""
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         largest = numbers.abs().max().item()
-        count = math.frexp(largest)[1] // self.bits + 1
+        count = math.frexp(min(largest, 2.0**119))[1] // self.bits + 1
         pairs = zip(self.digits(numbers, count).split(self.terms, 1), self.parts, strict=True)
         made = (multiply(digits, 1.0, 2 ** (self.bits - 1), part).double() for digits, part in pairs)
-        sums = reduce(torch.add, made).t() @ self.powers[:count].double()
+        sums: Tensor = reduce(torch.add, made).t() @ self.powers[:count].double()
         return sums if largest < 2.0**120 else sums * math.nan
 
 

@@ -15,8 +15,9 @@ from processes import Job, curves, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
+from lit_threeseven.batches import Batch
 from lit_threeseven.networks import LitThreeSevenMany, LitThreeSevenMLP
-from lit_threeseven.networks.many import SEEN, logits
+from lit_threeseven.networks.many import SEEN
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MLP = ("--model", "LitThreeSevenMLP", "--model.hidden_sizes", "[20, 10]")
@@ -191,24 +192,30 @@ def test_a_network_that_diverges_leaves_the_others_alone(trainer):
 
 
 @pytest.mark.parametrize("ink", [0, 1])
-def test_pixels_that_come_again_give_the_same_but_for_rounding_and_are_given_up_with_their_batch(ink):
+def test_a_batch_that_comes_again_gives_the_same_but_for_rounding_and_is_given_up(ink):
     random = torch.Generator().manual_seed(0)
-    x = ink * torch.rand(500, 784, generator=random)
+    x, many = ink * torch.rand(500, 784, generator=random), LitThreeSevenMany(MODELS)
     x[:, ::3] = 0
-    W, b = torch.randn(784, 5, generator=random, requires_grad=True), torch.randn(5, requires_grad=True)
-    slopes, found = torch.randn(500, 5, generator=random), []
+    batch = Batch(x, torch.randint(2, (500, 1), generator=random).float(), torch.arange(500), 500, 1)
+    found = []
     for _ in range(3):
-        z = logits(x, W, b)
-        found.append([z.detach(), *torch.autograd.grad(z, (W, b), slopes)])
-    assert SEEN[x] is not None
-    for again in found[1:]:
-        torch.testing.assert_close(again, found[0], rtol=1e-4, atol=1e-4)
-    with torch.inference_mode():
-        torch.testing.assert_close(logits(x, W, b), found[0][0], rtol=1e-4, atol=1e-4)
+        loss = many.training_step(batch, 0)
+        found.append([loss.detach(), *torch.autograd.grad(loss, (many.W, many.b))])
+    assert SEEN[batch] is not None
+    for later in found[1:]:
+        torch.testing.assert_close(later, found[0], rtol=1e-5, atol=1e-6)
     kept = len(SEEN)
-    del x
+    del batch
     gc.collect()
     assert len(SEEN) < kept
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_many_networks_learn_in_any_precision(trainer, precision):
+    many, data = LitThreeSevenMany(MODELS), ThreeSevenDataModule()
+    trainer(max_epochs=20, precision=precision).fit(many, data)
+    trainer().validate(many, data, verbose=False)
+    assert many.results["accuracy"].max() > 0.95
 
 
 def test_losses_are_kept_from_the_first_step_to_the_last_and_not_too_many(trainer):

@@ -2,15 +2,15 @@
 
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.backends.mkldnn import is_available as has_onednn
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.backends.mkldnn import is_available
 from torchmetrics import MeanSquaredError
 
-from lit_threeseven.batches import shared
+from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import THRESHOLD, linear
@@ -18,28 +18,7 @@ from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import Resumable
 
 POINTS = 100  # steps, at most, whose losses are kept
-SEEN = WeakTensorKeyDictionary()  # pixels that a step has seen to what `logits` makes of them
-
-
-def logits(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """``x W + b``, ``(N, K)``, in half the time for float32 pixels that a CPU trains on again: a full batch.
-
-    They are then in oneDNN's own layout, whose narrow products are the fastest, and without pixels that are 0 in all
-    images.
-    """
-    if not torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
-        return linear(x, W, b)
-    if x not in SEEN:
-        SEEN[x] = None
-        return linear(x, W, b)
-    if SEEN[x] is None:
-        has_ink = x.any(0)
-        has_ink[0] = True  # at least one pixel
-        ink = has_ink.nonzero().squeeze(1)
-        SEEN[x] = ink, x.index_select(1, ink).to_mkldnn()
-    ink, packed = SEEN[x]
-    product: Tensor = nn.functional.linear(packed, W.index_select(0, ink).t(), b)
-    return product.to_dense()
+SEEN: WeakKeyDictionary[Batch, tuple[Tensor, Tensor] | None] = WeakKeyDictionary()  # what `again` returned
 
 
 class LitThreeSevenMany(Resumable):
@@ -90,12 +69,18 @@ class LitThreeSevenMany(Resumable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability of the first digit for each image and network, ``(N, K)``; see `LitThreeSeven.forward`."""
-        return torch.sigmoid(logits(x, self.W, self.b))  # takes half the time of our own for so many numbers
+        return torch.sigmoid(linear(x, self.W, self.b))  # takes half the time of our own for so many numbers
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The sum of all losses; each has its own column of `W`, and so the gradients are each network's own."""
         x, y, divisor = shared(batch)
-        probability = self(x)
+        packed = again(batch) if self.W.dtype == torch.float32 else None
+        if packed:
+            ink, pixels = packed
+            product: Any = nn.functional.linear(pixels, self.W.index_select(0, ink).t(), self.b)
+            probability = torch.sigmoid(product.to_dense())
+        else:
+            probability = self(x)
         y = y.expand_as(probability)
         if self.global_step in self._kept:
             self.curve.append((self.global_step, ((probability.detach() - y) ** 2).sum(0) / divisor))
@@ -156,6 +141,24 @@ class LitThreeSevenMany(Resumable):
         """Which networks are no longer finite, or have a higher loss after training than before; all are ``(K,)``."""
         finite = self.W.detach().isfinite().all(0).cpu() & self.b.detach().isfinite().cpu()
         return ~(finite & (after <= before))
+
+
+def again(batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Which pixels have ink, and these in oneDNN's own layout, if a CPU trains on the same batch again: a full one.
+
+    oneDNN's narrow products take half the time of those of ordinary tensors, but know neither mixed precision nor
+    compilation.
+    """
+    if not isinstance(batch, Batch) or batch.x.device.type != "cpu" or batch.x.dtype != torch.float32:
+        return None
+    if not is_available() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    if batch in SEEN and SEEN[batch] is None:
+        has_ink = batch.x.any(0)
+        has_ink[0] = True  # at least one pixel
+        ink = has_ink.nonzero().squeeze(1)
+        SEEN[batch] = ink, batch.x.index_select(1, ink).to_mkldnn()
+    return SEEN.setdefault(batch, None)
 
 
 def check_memory(networks: int, rows: int) -> None:
