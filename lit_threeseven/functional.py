@@ -173,7 +173,8 @@ def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None
 
 def sum_of_squares(prediction: Tensor, target: Tensor) -> Tensor:
     """``sum((prediction - target)²)``, a scalar: float64 for float32, and exact, see `mean_squared_error`."""
-    squares = torch.nn.functional.mse_loss(prediction, target, reduction="none")
+    difference = prediction - target
+    squares = difference * difference
     if squares.dtype != torch.float32 or squares.device.type == "mps":
         return squares.sum()
     return squares.double().add_(ROUND).sub_(ROUND).sum()
