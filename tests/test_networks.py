@@ -202,6 +202,8 @@ def test_a_batch_that_comes_again_gives_the_same_but_for_rounding_and_is_given_u
         loss = many.training_step(batch, 0)
         found.append([loss.detach(), *torch.autograd.grad(loss, (many.W, many.b))])
     assert SEEN[batch] is not None
+    empty = Batch(x[:0], torch.zeros(0, 1), torch.arange(0), 500, 2)
+    assert [float(many.training_step(empty, 0)) for _ in range(2)] == [0, 0]
     for later in found[1:]:
         torch.testing.assert_close(later, found[0], rtol=1e-5, atol=1e-6)
     kept = len(SEEN)

@@ -151,7 +151,7 @@ def again(batch: Any) -> tuple[Tensor, Tensor] | None:
     """
     if not isinstance(batch, Batch) or batch.x.device.type != "cpu" or batch.x.dtype != torch.float32:
         return None
-    if not is_available() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if not len(batch.x) or not is_available() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
     if batch in SEEN and SEEN[batch] is None:
         has_ink = batch.x.any(0)
