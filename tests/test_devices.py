@@ -133,12 +133,17 @@ def train_in_a_new_process(folder: Path, *options: str, **environment: str) -> s
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("torch_s", "onednn_s", "threads", "recipe"),
-    [("default", "SSE41", 2, "batches that don't divide"), ("avx2", "AVX2", 1, "one batch")],
+    [
+        ("default", "SSE41", 2, "batches that don't divide"),
+        ("avx2", "AVX2", 1, "batches that don't divide"),
+        ("default", "SSE41", 2, "one batch"),
+        ("avx2", "AVX2", 1, "one batch"),
+    ],
 )
 def test_any_vector_width_and_number_of_threads_give_the_same_bits(
     on_one_device, tmp_path, torch_s, onednn_s, threads, recipe
 ):
-    widths = {"ATEN_CPU_CAPABILITY": torch_s, "ONEDNN_MAX_CPU_ISA": onednn_s}
+    widths = {"ATEN_CPU_CAPABILITY": torch_s, "ONEDNN_MAX_CPU_ISA": onednn_s, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
     if torch_s == "default":
         widths["MKL_ENABLE_INSTRUCTIONS"] = "SSE4_2"
     folder = tmp_path / "run"
