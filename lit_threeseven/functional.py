@@ -70,22 +70,6 @@ def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return scale(x).to(W.dtype) @ W + b
 
 
-def layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The logits of one or more layers with sigmoids between them: ``sigmoid(x W1 + b1) W2 + b2``, and so on.
-
-    Args:
-        x: As for `linear`.
-        parameters: `W1`, `b1`, `W2`, `b2`, …
-
-    Returns:
-        ``(N, K)``, where the last layer has K columns.
-    """
-    z = linear(x, *parameters[:2])
-    for W, b in zip(parameters[2::2], parameters[3::2], strict=True):
-        z = linear(sigmoid(z), W, b)
-    return z
-
-
 class _Linear(torch.autograd.Function):
     """`linear` of bytes, ``(N, D)``."""
 
@@ -142,6 +126,22 @@ def _table(device: torch.device) -> Tensor:
     factors[0] = 1.6458114310822737e-38  # exp(-87)
     exponential = np.multiply.accumulate(factors)  # relative errors up to 2^-34 would not change any float32
     return torch.tensor(exponential / (1 + exponential), dtype=torch.float32, device=device)
+
+
+def layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The logits of one or more layers with sigmoids between them: ``sigmoid(x W1 + b1) W2 + b2``, and so on.
+
+    Args:
+        x: As for `linear`.
+        parameters: `W1`, `b1`, `W2`, `b2`, …
+
+    Returns:
+        ``(N, K)``, where the last layer has K columns.
+    """
+    z = linear(x, *parameters[:2])
+    for W, b in zip(parameters[2::2], parameters[3::2], strict=True):
+        z = linear(sigmoid(z), W, b)
+    return z
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, divisor: float | None = None) -> Tensor:
