@@ -76,13 +76,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         times, ctx.transposed_times = whole.products(x)
-        sums = times((W * (1 / WEIGHT)).round_())
+        sums = times((W / WEIGHT).round_())
         return (sums * (WEIGHT / 255)).float() + b
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[None, Tensor, Tensor]:
-        numbers = (slopes * (1 / SLOPE)).round_()
+        numbers = (slopes / SLOPE).round_()
         sums = ctx.transposed_times(numbers)
         bias = 255 * numbers.sum(0, keepdim=True, dtype=torch.float64)  # as of a pixel that is always 255
         gradients = (over_processes(torch.cat([sums, bias])) * (SLOPE / 255)).float()

@@ -47,7 +47,7 @@ def products(x: Tensor) -> Products:
 
 
 def keep(x: Tensor) -> None:
-    """Make the products of bytes, ``(N, D)``, that never change, faster, if that works here and gives the same bits.
+    """Speed up the products of bytes, ``(N, D)``, that never change, if that works here and gives the same bits.
 
     torch's functions for it are not public, and may be missing or fail. One number in 16 of each product is compared.
     """

@@ -104,10 +104,10 @@ def test_numbers_beyond_are_as_exact_as_float64_s_or_not_finite(product, power):
     for transposed, size in enumerate(reversed(x.shape)):
         numbers = torch.randn(size, 1, generator=random).clamp(-1, 1) * 2.0**power
         found, matrix = product(x)[transposed](numbers), x.t() if transposed else x
-        if power < 120:
+        if power < 120 or product is whole.products:
             torch.testing.assert_close(found, matrix.double() @ numbers.double(), rtol=1e-13, atol=0)
         else:
-            assert product == whole.products or not found.isfinite().any()
+            assert not found.isfinite().any()
 
 
 def test_without_rows_all_sums_are_zero():

@@ -18,7 +18,7 @@ from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import Resumable
 
 POINTS = 100  # steps, at most, whose losses are kept
-SEEN: WeakKeyDictionary[Batch, tuple[Tensor, Tensor] | None] = WeakKeyDictionary()  # what `again` returned
+SEEN: WeakKeyDictionary[Batch, tuple[Tensor, Tensor] | None] = WeakKeyDictionary()  # and what `again` returned
 
 
 class LitThreeSevenMany(Resumable):
