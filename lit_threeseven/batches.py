@@ -5,7 +5,7 @@ dropped and none is seen twice; shares may differ by one row, or be empty. The o
 it is the same on any number of processes and after a resumed run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
-from lit_threeseven.augment import Affine
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import scale
 from lit_threeseven.whole import keep
@@ -92,13 +91,7 @@ class Order(DistributedSampler[Any], SequentialSampler):
     """The rows of each global batch, ``(batch_size,)`` int64; the last batch of an epoch holds the rest.
 
     Each pass is an epoch, counted from 0 or set with `set_epoch`, which Lightning does. Its base classes tell Lightning
-    that there is nothing to share out among processes and no shuffling to undo.
-
-    Args:
-        dataset: Of N rows.
-        batch_size: Rows of a global batch; None, or more than N, means all N.
-        shuffle: Whether each epoch has a new order. A full batch is never shuffled.
-        seed: Seed of the shuffling, 0 or above.
+    that there is nothing to share out among processes and no shuffling to undo. The arguments are those of `Batches`.
     """
 
     def __init__(self, dataset: TensorDataset, batch_size: int | None, shuffle: bool, seed: int) -> None:
@@ -122,9 +115,9 @@ class Batches(DataLoader[Batch]):
 
     Args:
         dataset: Images, ``(N, 28, 28)`` uint8, and labels, ``(N, 1)`` float32, on the device that will use them.
-        batch_size: See `Order`, as for `shuffle` and `seed`.
-        shuffle: As there.
-        seed: As there.
+        batch_size: Rows of a global batch; None, or more than N, means all N.
+        shuffle: Whether each epoch has a new order. A full batch is never shuffled.
+        seed: Seed of order and change, 0 or above.
         sampler: An `Order` in place of these three.
         change: Changes the images, ``(n, 28, 28)`` uint8, by random numbers, ``(n, 5)``, new ones in each epoch.
         as_bytes: Whether pixels stay bytes.
@@ -143,7 +136,7 @@ class Batches(DataLoader[Batch]):
         shuffle: bool = False,
         seed: int = 0,
         sampler: Order | None = None,
-        change: Affine | None = None,
+        change: Callable[[Tensor, Tensor], Tensor] | None = None,
         as_bytes: bool = False,
         share: tuple[int, int] | None = None,
         **options: Any,
@@ -153,14 +146,12 @@ class Batches(DataLoader[Batch]):
         super().__init__(rows, **options | {"batch_size": None, "sampler": sampler})
         self.change, self.as_bytes, self.share = change, as_bytes, share
         self.state = {"epoch": 0, "seen": 0}
-        self._resumed: dict[str, int] = {}
+        self._resumed: dict[int, int] = {}  # epoch: how many of its batches were seen before
         self._full: Batch | None = None  # a full batch that doesn't change is made once
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # no worker processes
-        epoch, start = self.sampler.epoch, 0
-        if self._resumed.get("epoch") == epoch:
-            start = self._resumed["seen"]
-        self._resumed = {}
+        epoch = self.sampler.epoch
+        start, self._resumed = self._resumed.get(epoch, 0), {}
         for i, rows in enumerate(self.sampler):
             if i >= start:
                 self.state = {"epoch": epoch, "seen": i + 1}
@@ -191,4 +182,4 @@ class Batches(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip batches already seen in the interrupted epoch."""
-        self._resumed = self.state = state
+        self.state, self._resumed = state, {state["epoch"]: state["seen"]}

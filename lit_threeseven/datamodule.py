@@ -1,6 +1,7 @@
 """`ThreeSevenDataModule`: source, split and batches for Lightning."""
 
 import warnings
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lit_threeseven import dataset
-from lit_threeseven.augment import Affine
+from lit_threeseven.augment import affine
 from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
 from lit_threeseven.errors import UserError
@@ -84,10 +85,13 @@ class ThreeSevenDataModule(ResumableData):
             raise UserError(f"val_fraction must be from 0 to less than 1, got {val_fraction}.")
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to 2147483647, got {seed}.")
+        for name, value, most in (("rotation", rotation, 180), ("zoom", zoom, 0.99), ("shift", shift, 28)):
+            if not 0 <= value <= most:
+                raise UserError(f"{name} must be from 0 to {most}, got {value}.")
         self.save_hyperparameters()
         self.root = dataset.BUNDLED_ROOT if source == "bundled" else data_dir or "data"
-        self.digits, self.batch_size, self.val_fraction = digits, batch_size, val_fraction
-        self.seed, self.affine = seed, Affine(rotation, zoom, shift)
+        self.digits, self.batch_size, self.val_fraction, self.seed = digits, batch_size, val_fraction, seed
+        self.change = partial(affine, rotation=rotation, zoom=zoom, shift=shift) if rotation or zoom or shift else None
 
     # There is no `prepare_data`: other processes would wait for it without a time limit.
 
@@ -97,8 +101,12 @@ class ThreeSevenDataModule(ResumableData):
         "fit" and "validate" need the training set, "test" and "predict" the test set, and None both.
 
         Raises:
-            UserError: If a file is missing or damaged, or there are too few images of a digit to hold one out.
+            UserError: If a file is missing or damaged, there are too few images of a digit to hold one out, or the
+                network has other `digits`, so that its labels have another meaning.
         """
+        digits = getattr(self.trainer and self.trainer.lightning_module, "digits", self.digits)
+        if tuple(digits) != self.digits:
+            raise UserError(f"The data has digits={self.digits}, and the network digits={digits}; make them the same.")
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
             dataset.download(self.root)
         if self.trainer:
@@ -122,7 +130,7 @@ class ThreeSevenDataModule(ResumableData):
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
         # overfit_batches repeats the same few batches
         vary = not (trainer and trainer.overfit_batches)
-        return self._batches(train, shuffle=vary, change=self.affine if vary and self.affine else None)
+        return self._batches(train, shuffle=vary, change=self.change if vary else None)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """The held-out images in their own order; an empty list if `val_fraction` is 0."""
@@ -155,15 +163,14 @@ class ThreeSevenDataModule(ResumableData):
 def takes_bytes(module: Any) -> bool:
     """Whether a module's pixels stay bytes.
 
-    A class says so by ``takes_bytes = True`` in its body: the methods defined there multiply bytes by `linear`, and
-    divide the loss by `Batch.divisor`. A subclass that overrides one of them, without saying so, gets floats.
+    It has the two parameters of one `linear`, and its class says ``takes_bytes = True`` in its body: the methods
+    defined there multiply bytes by `linear`, and divide the loss by `Batch.divisor`. A subclass that overrides one of
+    them, without saying so, gets floats.
     """
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
-    classes = type(module).__mro__
-    owners = [next((kind for kind in classes if step in vars(kind)), object) for step in steps]
-    if not all(vars(owner).get("takes_bytes", False) for owner in owners):
-        return False
-    return all(weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters())
+    owners = [next((kind for kind in type(module).__mro__ if step in vars(kind)), object) for step in steps]
+    weights = [weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters()]
+    return weights == [True, True] and all(vars(owner).get("takes_bytes", False) for owner in owners)
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ class Curves(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Look for callbacks and schedulers that watch a training metric."""
+        super().on_train_start()
         trainer: Any = self.trainer  # whose attributes have no types
         watchers = [*trainer.callbacks, *trainer.lr_scheduler_configs]
         self._watched = any(str(getattr(watcher, "monitor", "")).startswith("train/") for watcher in watchers)

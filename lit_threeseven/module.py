@@ -5,13 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from lit_threeseven import metrics
 from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.errors import UserError
 from lit_threeseven.functional import (
     THRESHOLD,
     GradientDescent,
@@ -128,23 +125,3 @@ class LitThreeSeven(metrics.Curves, Resumable):
     def configure_optimizers(self) -> Any:
         """Plain gradient descent: ``W -= lr * gradient``."""
         return GradientDescent(self.parameters(), lr=self.lr)
-
-    def setup(self, stage: str) -> None:
-        """Refuse data of other digits, whose labels would have another meaning.
-
-        Raises:
-            UserError: If the data module has other `digits`, or processes run different versions.
-        """
-        super().setup(stage)
-        trainer: Any = self.trainer
-        digits = getattr(trainer.datamodule, "digits", self.digits)
-        if tuple(digits) != tuple(self.digits):
-            raise UserError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")
-
-    def on_train_start(self) -> None:
-        """Leave exact gradients as they are."""
-        super().on_train_start()
-        exact = getattr(self.trainer.train_dataloader, "as_bytes", False) and len([*self.parameters()]) == 2
-        if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            # `linear` has already summed the gradients; DDP would divide them, and (3 g) / 3 may not be g
-            self.trainer.strategy.model.register_comm_hook(None, noop_hook)

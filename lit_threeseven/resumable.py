@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from lit_threeseven import __version__, sharing
@@ -225,6 +227,13 @@ class Resumable(PlainArguments, L.LightningModule):
         """Refuse another network's weights; resume after the last batch trained, and count the epochs."""
         check_weights(self, checkpoint)
         mend(checkpoint, self._trainer.max_steps if self._trainer else -1)
+
+    def on_train_start(self) -> None:
+        """Leave gradients as they are if they are exact, because the loader gives bytes."""
+        exact = getattr(self.trainer.train_dataloader, "as_bytes", False)
+        if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            # `linear` has already summed the gradients; DDP would divide them, and (3 g) / 3 may not be g
+            self.trainer.strategy.model.register_comm_hook(None, noop_hook)
 
     def on_train_end(self) -> None:
         """Refuse to end training with non-finite weights."""

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms.v2 import functional
 
 from lit_threeseven import ThreeSevenDataModule
-from lit_threeseven.augment import Affine
+from lit_threeseven.augment import affine
 from lit_threeseven.batches import Batches
 
 IMAGES = ThreeSevenDataModule().train_dataloader().dataset.tensors[0][:20]
+CHANGE = partial(affine, rotation=20, zoom=0.2, shift=3)
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -18,24 +20,23 @@ def numbers(*values: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("affine", "values", "expected"),
+    ("limits", "values", "expected"),
     [
-        (Affine(), (1, 1, 1, 1, 1), IMAGES),
-        (Affine(shift=3), (0, 0, 0, 1, 0), torch.nn.functional.pad(IMAGES, (3, 0))[..., :28]),
-        (Affine(shift=2), (0, 0, 0, 0, -1), torch.nn.functional.pad(IMAGES, (0, 0, 0, 2))[:, 2:]),
-        (Affine(rotation=90), (1, 0, 0, 0, 0), IMAGES.rot90(-1, (1, 2))),
-        (Affine(rotation=180), (-1, 0, 0, 0, 0), IMAGES.rot90(2, (1, 2))),
+        ({}, (1, 1, 1, 1, 1), IMAGES),
+        ({"shift": 3}, (0, 0, 0, 1, 0), torch.nn.functional.pad(IMAGES, (3, 0))[..., :28]),
+        ({"shift": 2}, (0, 0, 0, 0, -1), torch.nn.functional.pad(IMAGES, (0, 0, 0, 2))[:, 2:]),
+        ({"rotation": 90}, (1, 0, 0, 0, 0), IMAGES.rot90(-1, (1, 2))),
+        ({"rotation": 180}, (-1, 0, 0, 0, 0), IMAGES.rot90(2, (1, 2))),
     ],
 )
-def test_images_are_moved_and_turned_by_as_much_as_it_says(affine, values, expected):
-    assert (affine(IMAGES, numbers(*values)).int() - expected.int()).abs().max() <= 1
+def test_images_are_moved_and_turned_by_as_much_as_it_says(limits, values, expected):
+    assert (affine(IMAGES, numbers(*values), **limits).int() - expected.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("angle", "zoom", "shift"), [(15, 1.1, (1.5, -2)), (-8, 0.85, (0, 1)), (0, 1.2, (0, 0))])
 def test_images_are_those_of_torchvision_s_affine_change(angle, zoom, shift):
-    affine = Affine(rotation=20, zoom=0.2, shift=2)
     z = (zoom - 1) / 0.2
-    ours = affine(IMAGES, numbers(angle / 20, z, z, shift[0] / 2, shift[1] / 2))
+    ours = affine(IMAGES, numbers(angle / 20, z, z, shift[0] / 2, shift[1] / 2), rotation=20, zoom=0.2, shift=2)
     # torchvision zooms before it turns, which is the same where both sides grow alike
     theirs = functional.affine_image(
         IMAGES.unsqueeze(1).float(), angle, list(shift), zoom, [0.0], functional.InterpolationMode.BILINEAR
@@ -44,7 +45,7 @@ def test_images_are_those_of_torchvision_s_affine_change(angle, zoom, shift):
 
 
 def test_width_and_height_change_each_on_its_own():
-    wide, high = (Affine(zoom=0.1)(IMAGES, numbers(0, *zoom, 0, 0)).float().sum((1, 2)) for zoom in ((1, 0), (0, 1)))
+    wide, high = (affine(IMAGES, numbers(0, *part, 0, 0), zoom=0.1).float().sum((1, 2)) for part in ((1, 0), (0, 1)))
     whole = IMAGES.float().sum((1, 2))
     assert (wide / whole).mean() == pytest.approx(1.1, abs=0.01)
     assert (high / whole).mean() == pytest.approx(1.1, abs=0.01)
@@ -54,7 +55,7 @@ def test_width_and_height_change_each_on_its_own():
 def batches(world_size: int, epochs: int = 1, **options) -> list[list[torch.Tensor]]:
     """The pixels of each global batch of each epoch, put together from the shares."""
     data = TensorDataset(IMAGES, torch.zeros(len(IMAGES), 1))
-    loaders = [Batches(data, share=(r, world_size), change=Affine(20, 0.2, 3), **options) for r in range(world_size)]
+    loaders = [Batches(data, share=(r, world_size), change=CHANGE, **options) for r in range(world_size)]
     return [[torch.cat([share.x for share in shares]) for shares in zip(*loaders, strict=True)] for _ in range(epochs)]
 
 
@@ -70,7 +71,7 @@ def test_each_epoch_and_each_batch_has_its_own_changes(batch_size):
     first, second = batches(1, epochs=2, batch_size=batch_size)
     assert not torch.equal(torch.cat(first), torch.cat(second))
     data = TensorDataset(IMAGES[:1].repeat(6, 1, 1), torch.zeros(6, 1))
-    rows = torch.cat([batch.x for batch in Batches(data, 3, change=Affine(20, 0.2, 3))])
+    rows = torch.cat([batch.x for batch in Batches(data, 3, change=CHANGE)])
     assert len(rows.unique(dim=0)) == 6
 
 
