@@ -159,17 +159,16 @@ class Batches(DataLoader[Batch]):
 
     @torch.inference_mode(False)  # a batch made in inference mode could not be trained on later
     def _batch(self, rows: Tensor, epoch: int, i: int) -> Batch:
-        together = distributed.is_available() and distributed.is_initialized()
-        here = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        rank, world_size = self.share or here
+        alone = not (distributed.is_available() and distributed.is_initialized())
+        rank, size = self.share or ((0, 1) if alone else (distributed.get_rank(), distributed.get_world_size()))
         images, y = self.dataset.tensors
-        chosen = rows.tensor_split(world_size)[rank].to(y.device)
+        chosen = rows.tensor_split(size)[rank].to(y.device)
         images, y = images.index_select(0, chosen), y.index_select(0, chosen)  # faster than images[chosen]
         if self.change:  # numbers for the rows of all processes, from another random sequence than the order
             numbers = np.random.default_rng((self.sampler.seed, epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
-            images = self.change(images, torch.from_numpy(numbers).tensor_split(world_size)[rank])
+            images = self.change(images, torch.from_numpy(numbers).tensor_split(size)[rank])
         x = images.flatten(1)
-        batch = Batch(x if self.as_bytes else scale(x), y, chosen, len(rows), world_size)
+        batch = Batch(x if self.as_bytes else scale(x), y, chosen, len(rows), size)
         if len(self) == 1 and not self.change:
             self._full = batch
             if self.as_bytes:

@@ -9,7 +9,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -109,12 +108,11 @@ def download(root: str | Path) -> None:
     raw = raw_folder(root)
     if all((raw / name).exists() for name in FILES):
         return
-    created = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds without an answer
     try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=raw) as staging:
+        disk = next(folder for folder in (raw, *raw.parents) if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=disk) as staging:
             staged = raw_folder(staging)
             staged.mkdir(parents=True)
             for archive in raw.glob("*-ubyte.gz"):
@@ -122,12 +120,10 @@ def download(root: str | Path) -> None:
             MNIST(staging, download=True)
             for train in (True, False):
                 read(staging, train)
+            raw.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 (staged / name).replace(raw / name)
     except Exception as error:  # a mirror's answer may fail in urllib, gzip or torchvision
-        for folder in created:
-            with suppress(OSError):  # not empty: another process uses it
-                folder.rmdir()
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
             f"MNIST could not be downloaded to {raw} ({reason}). Put its four files there yourself "

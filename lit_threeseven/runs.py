@@ -1,5 +1,6 @@
-"""The folders of runs, ``logs/NAME``, and their checkpoints."""
+"""The folders of runs, ``logs/NAME``, and their checkpoints; files that are written completely or not at all."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from filelock import FileLock, Timeout
 
 from lit_threeseven.errors import UserError
 from lit_threeseven.weights import PRETRAINED
+
+UNFINISHED = ".{}.unfinished"  # name of a file while it is written
 
 
 def find(ckpt_path: str | None, run: str | None = None, logs: Path | None = None) -> Path:
@@ -86,7 +89,7 @@ def working_in(run: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"Another process is training in {run}; wait for it, or choose another --run.") from error
-    for path in run.glob("checkpoints/.*.unfinished"):  # a process was killed while it wrote it
+    for path in run.glob(f"checkpoints/{UNFINISHED.format('*')}"):  # a process was killed while it wrote it
         path.unlink()
     try:
         yield
@@ -102,3 +105,19 @@ def working_in(run: Path) -> Iterator[None]:
         raise
     finally:
         lock.release()
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old file stays."""
+    unfinished = path.with_name(UNFINISHED.format(path.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error

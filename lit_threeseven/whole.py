@@ -54,43 +54,42 @@ def keep(x: Tensor) -> None:
     if x.device.type != "cpu":
         return
     with suppress(AttributeError, RuntimeError):
-        packed: Products = Packed(x, 7).times, Packed(x.t(), 4).times
+        fast: Products = packed(x, 7), packed(x.t(), 4)
         exact = products(x[::16])[0], products(x[:, ::16])[1]
         trials = (torch.linspace(-(2**26), 2**26, size).round().unsqueeze(1) for size in reversed(x.shape))
-        if all(torch.equal(way(n)[::16], other(n)) for way, other, n in zip(packed, exact, trials, strict=True)):
-            KEPT[x] = packed
+        if all(torch.equal(way(n)[::16], other(n)) for way, other, n in zip(fast, exact, trials, strict=True)):
+            KEPT[x] = fast
 
 
-class Packed:
-    """Bytes, ``(N, D)``, packed for FBGEMM's integer product with digits of so many bits.
+def packed(x: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """The first of `products`, by FBGEMM's integer product of packed bytes and digits of so many bits.
 
     A byte times a digit is below ``2**(7 + bits)``. So a sum may have ``2**(SUM - 7 - bits)`` terms, and more columns
     than that are packed in parts. Two products with digits of 7 bits fit into 16, where FBGEMM may add them.
     """
+    terms, multiply = 2 ** (SUM - 7 - bits), torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    powers = torch.tensor([[2.0 ** (bits * k)] for k in range(127 // bits + 1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about quantized tensors being removed
+        columns = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(terms, 1)]
+        quantized = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in columns]
+        parts = [torch.ops.quantized.linear_prepack(part, None) for part in quantized]
 
-    def __init__(self, x: Tensor, bits: int) -> None:
-        self.bits, self.terms = bits, 2 ** (SUM - 7 - bits)
-        self.powers = torch.tensor([[2.0 ** (bits * k)] for k in range(127 // bits + 1)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about quantized tensors being removed
-            parts = [part.contiguous() for part in (x ^ 128).view(torch.int8).split(self.terms, 1)]
-            numbers = [torch._make_per_tensor_quantized_tensor(part, 1.0, -128) for part in parts]
-            self.parts = [torch.ops.quantized.linear_prepack(part, None) for part in numbers]
-
-    def digits(self, numbers: Tensor, count: int) -> Tensor:
-        """Numbers, ``(D, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, lowest first, ``(count, D)``."""
-        rounded = (numbers.t() / self.powers[: count + 1]).round_()
-        return torch.sub(rounded[:-1], rounded[1:], alpha=2**self.bits)
-
-    def times(self, numbers: Tensor) -> Tensor:
-        """As `products`; only as many digits are multiplied as the largest number has."""
-        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    def times(numbers: Tensor) -> Tensor:
         largest = numbers.abs().max().item()
-        count = math.frexp(min(largest, 2.0**119))[1] // self.bits + 1
-        pairs = zip(self.digits(numbers, count).split(self.terms, 1), self.parts, strict=True)
-        made = (multiply(digits, 1.0, 2 ** (self.bits - 1), part).double() for digits, part in pairs)
-        sums: Tensor = reduce(torch.add, made).t() @ self.powers[:count].double()
+        count = math.frexp(min(largest, 2.0**119))[1] // bits + 1  # of digits that are not all zero
+        pairs = zip(digits(numbers, powers[: count + 1], bits).split(terms, 1), parts, strict=True)
+        made = (multiply(rows, 1.0, 2 ** (bits - 1), part).double() for rows, part in pairs)
+        sums: Tensor = reduce(torch.add, made).t() @ powers[:count].double()
         return sums if largest < 2.0**120 else sums * math.nan
+
+    return times
+
+
+def digits(numbers: Tensor, powers: Tensor, bits: int) -> Tensor:
+    """Numbers, ``(D, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, ``(len(powers) - 1, D)``."""
+    rounded = (numbers.t() / powers).round_()
+    return torch.sub(rounded[:-1], rounded[1:], alpha=2**bits)
 
 
 def over_processes(sums: Tensor) -> Tensor:

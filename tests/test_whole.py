@@ -16,7 +16,7 @@ from lit_threeseven.metrics import of_rows
 
 def packed(x: Tensor) -> whole.Products:
     """As `keep` packs them."""
-    return whole.Packed(x, 7).times, whole.Packed(x.t(), 4).times
+    return whole.packed(x, 7), whole.packed(x.t(), 4)
 
 
 PRODUCTS = [whole.products, packed]
@@ -43,12 +43,13 @@ def test_digits_are_those_of_the_number_and_add_up_to_less_than_four_times_as_mu
     random = torch.Generator().manual_seed(0)
     x = torch.cat([torch.randn(500, generator=random) * 10.0**power for power in range(bits * count // 4 + 1)])
     x = torch.cat([x.round(), torch.arange(-5000.0, 5000.0), torch.tensor([most, -most])]).unsqueeze(1)
-    digits = whole.Packed(torch.ones(1, len(x)).byte(), bits).digits(x, count)
+    powers = torch.tensor([[2.0 ** (bits * k)] for k in range(count + 1)])
+    digits = whole.digits(x, powers, bits)
     assert digits.shape == (count, len(x))
     assert digits.abs().max() <= 2 ** (bits - 1)
     assert [sum(int(digit) << bits * k for k, digit in enumerate(row)) for row in digits.t().tolist()] == integers(x)
-    absolute = digits.abs().double().t() @ torch.tensor([2.0 ** (bits * k) for k in range(count)]).double()
-    assert (absolute < 4 * x.abs().double().squeeze(1))[x.squeeze(1) != 0].all()
+    absolute = digits.abs().double().t() @ powers[:-1].double()
+    assert (absolute < 4 * x.abs().double())[x != 0].all()
 
 
 def integers(numbers: Tensor) -> list[int]:
@@ -134,10 +135,10 @@ def test_bytes_that_are_kept_give_the_same_bits_and_are_given_up_with_their_batc
     whole.keep(x)
     assert (x in whole.KEPT) is (not fault)
     assert all(map(torch.equal, results((x, data[1])), expected))
-    matrices = [weakref.ref(way.__self__) for way in whole.KEPT.get(x, ())]
+    ways = [weakref.ref(way) for way in whole.KEPT.get(x, ())]
     del x
     gc.collect()
-    assert [matrix() for matrix in matrices] == [None] * (0 if fault else 2)
+    assert [way() for way in ways] == [None] * (0 if fault else 2)
 
 
 def results(data: tuple[Tensor, Tensor], product: Any = None, init_std: float = 0.3) -> list[Tensor]:
