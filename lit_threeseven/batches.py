@@ -7,7 +7,7 @@ it is the same on any number of processes and after a resumed run.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -142,8 +142,7 @@ class Batches(DataLoader[Batch]):
         **options: Any,
     ) -> None:
         sampler = sampler or Order(dataset, batch_size, shuffle, seed)
-        rows: Any = dataset
-        super().__init__(rows, **options | {"batch_size": None, "sampler": sampler})
+        super().__init__(cast(Any, dataset), **options | {"batch_size": None, "sampler": sampler})
         self.change, self.as_bytes, self.share = change, as_bytes, share
         self.state = {"epoch": 0, "seen": 0}
         self._resumed: dict[int, int] = {}  # epoch: how many of its batches were seen before

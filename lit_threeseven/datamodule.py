@@ -120,44 +120,38 @@ class ThreeSevenDataModule(ResumableData):
 
     def train_dataloader(self) -> Batches:
         """The training images, in a new order each epoch unless they are one batch, or `overfit_batches` is set."""
-        train = self._split("train", "fit")
         trainer: Any = self.trainer  # whose attributes have no types
-        size = len(train)
+        vary = not (trainer and trainer.overfit_batches)  # which repeats the same few batches
+        loader = self._batches("fit", "train", shuffle=vary, change=self.change if vary else None)
+        size, batch = len(loader.dataset), loader.sampler.batch_size
         if self.batch_size and self.batch_size > size:
             rank_zero_warn(f"batch_size={self.batch_size} exceeds the {size} training images: one batch per epoch.")
-        batch = min(self.batch_size or size, size)
         if trainer and trainer.world_size > batch:
             rank_zero_warn(f"{trainer.world_size} processes share batches of {batch} images: some have nothing to do.")
-        # overfit_batches repeats the same few batches
-        vary = not (trainer and trainer.overfit_batches)
-        return self._batches(train, shuffle=vary, change=self.change if vary else None)
+        return loader
 
     def val_dataloader(self) -> Batches | list[Batches]:
         """The held-out images in their own order; an empty list if `val_fraction` is 0."""
-        return self._batches(self._split("val", "validate")) if self.val_fraction else []
+        return self._batches("validate", "val") if self.val_fraction else []
 
     def test_dataloader(self) -> Batches:
         """MNIST's test images in their own order."""
-        return self._batches(self._split("test", "test"))
+        return self._batches("test", "test")
 
     def predict_dataloader(self) -> Batches:
         """MNIST's test images in their own order."""
         return self.test_dataloader()
 
-    def _split(self, name: str, stage: str) -> TensorDataset:
-        if name not in vars(self):
-            self.setup(stage)
-        split: TensorDataset = getattr(self, name)
-        return split
-
-    def _batches(self, split: TensorDataset, **options: Any) -> Batches:
+    def _batches(self, stage: str, part: str, **options: Any) -> Batches:
         # Lightning recommends worker processes, but these loaders have no work for them
         warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
+        if part not in vars(self):
+            self.setup(stage)
+        images, y = getattr(self, part).tensors
         if self.trainer:
-            device = self.trainer.strategy.root_device
-            split = TensorDataset(*(tensor.to(device) for tensor in split.tensors))
+            images, y = (tensor.to(self.trainer.strategy.root_device) for tensor in (images, y))
             options["as_bytes"] = takes_bytes(self.trainer.lightning_module)
-        return Batches(split, self.batch_size, seed=self.seed, **options)
+        return Batches(TensorDataset(images, y), self.batch_size, seed=self.seed, **options)
 
 
 def takes_bytes(module: Any) -> bool:

@@ -16,6 +16,13 @@ class DivergedError(UserError, FloatingPointError):
     """Training gave weights that are not finite."""
 
 
+def check_positive(**numbers: float) -> None:
+    """Raise a UserError, which gives name and value, for a number that is not finite and above 0 in float32."""
+    for name, value in numbers.items():
+        if not (hasattr(value, "__float__") and 1e-45 <= value <= 3.4e38):
+            raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
+
+
 @contextmanager
 def needed(what: str, package: str) -> Iterator[None]:
     """End the program with one sentence and exit code 1 if an import in this context fails because a module is missing.

@@ -1,7 +1,4 @@
-"""The mathematics of the network: starting weights, ``x W + b``, a sigmoid, a loss, gradient descent.
-
-Each function and its derivative give the same bits on any device. `whole` explains how.
-"""
+"""The mathematics of the network, with the same bits on any device; `whole` explains how."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,13 +18,6 @@ THRESHOLD = 0.5  # below this probability the answer is the second digit, otherw
 WEIGHT, SLOPE = 2.0**-26, 2.0**-42  # units of a weight and of a slope, see `linear`
 STEPS = 2048  # places from 0 to 1 in the table of the sigmoid
 ROUND = 1.5 * 2.0**20  # adding it to a float64 from -1 to 1, and subtracting it again, rounds to 2^-32
-
-
-def check_positive(**numbers: float) -> None:
-    """Raise a UserError, which gives name and value, for a number that is not finite and above 0 in float32."""
-    for name, value in numbers.items():
-        if not 0 < torch.tensor(value, dtype=torch.float32) < float("inf"):
-            raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
 
 
 def normal(random: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor:

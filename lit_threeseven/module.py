@@ -9,15 +9,8 @@ from torch import Tensor, nn
 from lit_threeseven import metrics
 from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.functional import (
-    THRESHOLD,
-    GradientDescent,
-    check_positive,
-    linear,
-    mean_squared_error,
-    normal,
-    sigmoid,
-)
+from lit_threeseven.errors import check_positive
+from lit_threeseven.functional import THRESHOLD, GradientDescent, linear, mean_squared_error, normal, sigmoid
 from lit_threeseven.resumable import Resumable, plain
 
 PIXELS = 28 * 28

@@ -7,8 +7,8 @@ import psutil
 from torch import Tensor, nn
 
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.errors import UserError
-from lit_threeseven.functional import check_positive, layers, normal
+from lit_threeseven.errors import UserError, check_positive
+from lit_threeseven.functional import layers, normal
 from lit_threeseven.module import PIXELS, LitThreeSeven
 from lit_threeseven.resumable import plain
 

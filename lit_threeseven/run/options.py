@@ -20,7 +20,7 @@ from lightning.pytorch.cli import instantiate_class
 from torch import distributed
 
 from lit_threeseven import LitThreeSeven, ThreeSevenDataModule
-from lit_threeseven.errors import UserError
+from lit_threeseven.errors import UserError, check_positive
 from lit_threeseven.networks import NETWORKS
 from lit_threeseven.resumable import arguments, check_class, full_name, saved
 from lit_threeseven.weights import PRETRAINED
@@ -77,9 +77,8 @@ def settle(options: Namespace, work: list[str]) -> None:
     optimizer = options.get("optimizer")
     if options.get("lr_scheduler") and not optimizer:
         raise UserError("--lr_scheduler needs an --optimizer to schedule, such as --optimizer SGD.")
-    lr = optimizer.init_args.get("lr", 1.0) if optimizer else 1.0
-    if not isinstance(lr, int | float) or not 0 < torch.tensor(lr, dtype=torch.float32) < float("inf"):
-        raise UserError(f"--optimizer.lr must be a finite float32 above 0, got {lr}.")
+    if optimizer:
+        check_positive(**{"--optimizer.lr": optimizer.init_args.get("lr", 1.0)})
 
 
 def listed(value: Any) -> Any:
