@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from lit_threeseven import weights
 from lit_threeseven.resumable import Resumable, mend, note
-from lit_threeseven.runs import write_whole
 from lit_threeseven.signals import Stopped, take
 
 
@@ -29,7 +28,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content = io.BytesIO()  # on a full disk torch.save into a file doesn't say what went wrong
         torch.save(checkpoint, content)
-        write_whole(Path(path), content.getbuffer())
+        weights.write_whole(Path(path), content.getbuffer())
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:

@@ -74,9 +74,7 @@ class ThreeSevenDataModule(ResumableData):
         if source not in ("bundled", "torchvision"):
             raise UserError(f"source must be bundled or torchvision, got {source!r}.")
         if source == "bundled" and set(digits) != set(BUNDLED_DIGITS):
-            raise UserError(
-                f'The bundle holds the digits {BUNDLED_DIGITS}, got digits={digits}; use source="torchvision".'
-            )
+            raise UserError(f'The bundle holds the digits {BUNDLED_DIGITS}, not {digits}; use source="torchvision".')
         if source == "bundled" and data_dir is not None:
             raise UserError(f'data_dir="{data_dir}" is not used by the bundled data; use source="torchvision".')
         if batch_size is not None and batch_size < 1:
@@ -163,8 +161,10 @@ def takes_bytes(module: Any) -> bool:
     """
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
     owners = [next((kind for kind in type(module).__mro__ if step in vars(kind)), object) for step in steps]
-    weights = [weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters()]
-    return weights == [True, True] and all(vars(owner).get("takes_bytes", False) for owner in owners)
+    if not all(vars(owner).get("takes_bytes", False) for owner in owners):
+        return False
+    fits = [weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters()]
+    return fits == [True, True]
 
 
 def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -176,19 +176,17 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         seed: Seed of the random choice.
 
     Returns:
-        The rows for training and those for validation, int64, each in ascending order.
+        Which rows are for training and which for validation, ``(N,)`` bool.
 
     Raises:
         UserError: If `val_fraction` is above 0 and a label has fewer than two rows.
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
-    for label in torch.unique(y):
-        rows = (y.squeeze(1) == label).nonzero().squeeze(1)
-        count = round(len(rows) * val_fraction)
-        if val_fraction:
-            if len(rows) < 2:
-                raise UserError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
-            count = min(max(count, 1), len(rows) - 1)
-        held_out[rows[torch.from_numpy(random.permutation(len(rows)))[:count]]] = True
-    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+    for label in y.unique() if val_fraction else []:
+        rows = random.permutation((y.squeeze(1) == label).nonzero().squeeze(1).numpy())
+        if len(rows) < 2:
+            raise UserError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
+        count = min(max(round(len(rows) * val_fraction), 1), len(rows) - 1)
+        held_out[rows[:count]] = True
+    return ~held_out, held_out

@@ -1,8 +1,4 @@
-"""Threes and sevens as tensors: find MNIST's files, check them, read them, keep two digits, label.
-
-The files are in a folder that torchvision calls an MNIST root: either `BUNDLED_ROOT`, which comes with this package and
-contains only the threes and sevens, or one with all of MNIST.
-"""
+"""Threes and sevens as tensors: find the files of an MNIST root, as torchvision has it, check and read them, label."""
 
 import hashlib
 import shutil
@@ -15,10 +11,10 @@ from torch import Tensor
 
 from lit_threeseven.errors import UserError
 
-BUNDLED_ROOT = Path(__file__).parent / "bundled"
+BUNDLED_ROOT = Path(__file__).parent / "bundled"  # only the threes and sevens
 BUNDLED_DIGITS = (3, 7)
 
-# The files of an MNIST root, with the SHA-256 sums of the bundled files.
+# The files of an MNIST root, images before labels, training before test, with the SHA-256 sums of the bundled ones.
 FILES = {
     "train-images-idx3-ubyte": "351d1ab6d8ecb678487a1d28afc7d907f7f4cc8b801bf424ab024462eb30a01a",
     "train-labels-idx1-ubyte": "389d50d809b3ddfe6d5530a3f5e54be9fa89b9e900cd1a549aac821c8f7a2b16",
@@ -72,11 +68,10 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file  # half a second
 
-    part, bundled = "train" if train else "t10k", Path(root) == BUNDLED_ROOT
-    image_file, label_file = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    bundled, names = Path(root) == BUNDLED_ROOT, list(FILES)[:2] if train else list(FILES)[2:]
     remedy = "Reinstall lit_threeseven." if bundled else 'Delete it to download MNIST again, or use source="bundled".'
     contents = []
-    for name, reader in ((image_file, read_image_file), (label_file, read_label_file)):
+    for name, reader in zip(names, (read_image_file, read_label_file), strict=True):
         path = raw_folder(root) / name
         try:
             if bundled and hashlib.sha256(path.read_bytes()).hexdigest() != FILES[name]:
@@ -88,7 +83,7 @@ def read(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     images, targets = contents
     if images.shape[1:] != (28, 28) or len(images) != len(targets) or targets.max() > 9:
         raise UserError(
-            f"{path} has {len(targets)} labels up to {targets.max()}, {image_file} has shape {tuple(images.shape)}; "
+            f"{path} has {len(targets)} labels up to {targets.max()}, {names[0]} has shape {tuple(images.shape)}; "
             f"expected 28 × 28 pixels and a label from 0 to 9 for each image. {remedy}"
         )
     return images, targets

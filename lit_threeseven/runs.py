@@ -1,6 +1,5 @@
-"""The folders of runs, ``logs/NAME``, and their checkpoints; files that are written completely or not at all."""
+"""The folders of runs, ``logs/NAME``, and their checkpoints."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,9 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lit_threeseven.errors import UserError
-from lit_threeseven.weights import PRETRAINED
-
-UNFINISHED = ".{}.unfinished"  # name of a file while it is written
+from lit_threeseven.weights import PRETRAINED, UNFINISHED
 
 
 def find(ckpt_path: str | None, run: str | None = None, logs: Path | None = None) -> Path:
@@ -105,19 +102,3 @@ def working_in(run: Path) -> Iterator[None]:
         raise
     finally:
         lock.release()
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old file stays."""
-    unfinished = path.with_name(UNFINISHED.format(path.name))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_threeseven.errors import UserError
-from lit_threeseven.runs import write_whole
+from lit_threeseven.weights import write_whole
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"  # Hugging Face's names
 

@@ -1,7 +1,9 @@
-"""Checkpoints, read without running code; and the networks that ship."""
+"""Checkpoints, read without running code and written completely or not at all; and the networks that ship."""
 
+import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,6 +12,7 @@ import torch
 from lit_threeseven.errors import UserError
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+UNFINISHED = ".{}.unfinished"  # name of a file while it is written
 
 # Entries that a run needs to resume, and entries in which a checkpoint may describe itself.
 RESUMED = {"pytorch-lightning_version": str, "epoch": int, "global_step": int, "loops": dict, "callbacks": dict}
@@ -53,3 +56,19 @@ def read(path: str | Path | IO[bytes], map_location: Any = "cpu") -> dict[str, A
         if not all(isinstance(entry, dict) for entry in (entries.values() if name == "loops" and entries else entries)):
             raise UserError(f"{path} is damaged: its entry {name} must contain only dictionaries.")
     return checkpoint
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside its final path, and move it there once it is on disk; after an OSError the old file stays."""
+    unfinished = path.with_name(UNFINISHED.format(path.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error

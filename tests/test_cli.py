@@ -230,7 +230,7 @@ CYCLE = ("--lr_scheduler.max_lr=1", "--lr_scheduler.total_steps=2")
         (["--data.digits", "[1, 2, 3]"], r"--data.digits must be a list of 2, got \[1, 2, 3\]"),
         (
             ["--data.digits", "[1, 8]"],
-            r"holds the digits \(3, 7\), got digits=\(1, 8\); use source=.torchvision",
+            r"holds the digits \(3, 7\), not \(1, 8\); use source=.torchvision",
         ),
         (["--data.val_fraction", "1"], "val_fraction must be from 0 to less than 1, got 1.0"),
         (["--data.batch_size", "0"], "batch_size must be at least 1, .* got 0"),

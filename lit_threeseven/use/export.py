@@ -15,8 +15,8 @@ from torch import Tensor
 from lit_threeseven.errors import UserError
 from lit_threeseven.functional import THRESHOLD
 from lit_threeseven.module import PIXELS, LitThreeSeven
-from lit_threeseven.runs import write_whole
 from lit_threeseven.use import find, pictures
+from lit_threeseven.weights import write_whole
 
 TOLERANCE = 1e-6  # of a probability
 LARGEST_PAGE = 300_000  # bytes

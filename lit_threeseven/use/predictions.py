@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lit_threeseven import ThreeSevenDataModule
 from lit_threeseven.errors import UserError
-from lit_threeseven.runs import write_whole
+from lit_threeseven.weights import write_whole
 
 
 class PredictionsFile(L.Callback):
