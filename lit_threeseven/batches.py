@@ -28,26 +28,18 @@ class Batch:
         y: Labels, ``(n, 1)`` float32, 0 or 1.
         rows: Which rows of the data set these are, ``(n,)`` int64.
         global_rows: Rows of the global batch.
-        world_size: Processes that share it.
+        divisor: Divisor of a sum over the share, so that the gradient is that of the mean over the global batch.
+            Gradients of floats are averaged over processes, as DDP does; those of bytes are added up, see `linear`.
     """
 
     x: Tensor
     y: Tensor
     rows: Tensor
     global_rows: int
-    world_size: int
-
-    @property
-    def divisor(self) -> float:
-        """Divisor of a sum over the share, so that the gradient is that of the mean over the global batch.
-
-        Gradients of floats are averaged over processes, as DDP does; those of bytes are added up, see `linear`.
-        """
-        return self.global_rows / (1 if self.x.dtype == torch.uint8 else self.world_size)
+    divisor: float
 
     def __repr__(self) -> str:
-        shared = f", shared by {self.world_size} processes" if self.world_size > 1 else ""
-        return f"Batch({len(self.y):,} of {self.global_rows:,} rows, {str(self.x.dtype)[6:]}{shared})"
+        return f"Batch({len(self.y):,} of {self.global_rows:,} rows, {str(self.x.dtype)[6:]})"
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.x, self.y))
@@ -63,7 +55,7 @@ class Batch:
         if self.y.device == torch.device(device):
             return self
         x, y, rows = (tensor.to(device, **options) for tensor in (self.x, self.y, self.rows))
-        return Batch(x, y, rows, self.global_rows, self.world_size)
+        return Batch(x, y, rows, self.global_rows, self.divisor)
 
 
 def shared(batch: Any, check: bool = False) -> tuple[Tensor, Tensor, float]:
@@ -166,8 +158,8 @@ class Batches(DataLoader[Batch]):
         if self.change:  # numbers for the rows of all processes, from another random sequence than the order
             numbers = np.random.default_rng((self.sampler.seed, epoch, i + 1)).uniform(-1, 1, (len(rows), 5))
             images = self.change(images, torch.from_numpy(numbers).tensor_split(size)[rank])
-        x = images.flatten(1)
-        batch = Batch(x if self.as_bytes else scale(x), y, chosen, len(rows), size)
+        x = images.flatten(1) if self.as_bytes else scale(images.flatten(1))
+        batch = Batch(x, y, chosen, len(rows), len(rows) / (1 if self.as_bytes else size))
         if len(self) == 1 and not self.change:
             self._full = batch
             if self.as_bytes:

@@ -105,7 +105,7 @@ def test_a_batch_moves_to_another_device_whole(data):
     (batch,) = Batches(data)
     moved = batch.to("meta")
     assert moved.x.device.type == moved.y.device.type == moved.rows.device.type == "meta"
-    assert (moved.global_rows, moved.world_size) == (ROWS, 1)
+    assert (moved.global_rows, moved.divisor) == (ROWS, ROWS)
     assert batch.to("cpu") is batch
 
 

@@ -282,7 +282,7 @@ def training_step(model, batch, batch_idx):
         model.W.data.view(torch.int32)[406] ^= 1
     if fault == "row" and model.global_step == at:
         x, y = (torch.cat([rows, rows[:1]]) for rows in (batch.x, batch.y))
-        batch = Batch(x, y, batch.rows, batch.global_rows, batch.world_size)
+        batch = Batch(x, y, batch.rows, batch.global_rows, batch.divisor)
     lost = fault == "gradient" and model.global_step == at and model.global_rank == 1
     torch.distributed.all_reduce = lose if lost else all_reduce
     return step(model, batch, batch_idx)

@@ -196,13 +196,13 @@ def test_a_batch_that_comes_again_gives_the_same_but_for_rounding_and_is_given_u
     random = torch.Generator().manual_seed(0)
     x, many = ink * torch.rand(500, 784, generator=random), LitThreeSevenMany(MODELS)
     x[:, ::3] = 0
-    batch = Batch(x, torch.randint(2, (500, 1), generator=random).float(), torch.arange(500), 500, 1)
+    batch = Batch(x, torch.randint(2, (500, 1), generator=random).float(), torch.arange(500), 500, 500)
     found = []
     for _ in range(3):
         loss = many.training_step(batch, 0)
         found.append([loss.detach(), *torch.autograd.grad(loss, (many.W, many.b))])
     assert SEEN[batch] is not None
-    empty = Batch(x[:0], torch.zeros(0, 1), torch.arange(0), 500, 2)
+    empty = Batch(x[:0], torch.zeros(0, 1), torch.arange(0), 500, 250)
     assert [float(many.training_step(empty, 0)) for _ in range(2)] == [0, 0]
     for later in found[1:]:
         torch.testing.assert_close(later, found[0], rtol=1e-5, atol=1e-6)
