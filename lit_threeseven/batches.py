@@ -88,18 +88,18 @@ class Order(DistributedSampler[Any], SequentialSampler):
 
     def __init__(self, dataset: TensorDataset, batch_size: int | None, shuffle: bool, seed: int) -> None:
         super().__init__(dataset, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)
-        self.rows, self.batch_size = len(dataset), min(batch_size or len(dataset), len(dataset))
+        self.batch_size = min(batch_size or self.total_size, self.total_size)
 
     def __iter__(self) -> Iterator[Any]:
-        rows = torch.arange(self.rows)
+        rows = torch.arange(self.total_size)
         if self.shuffle and len(self) > 1:
             # torch's own generator keeps 32 bits of its seed, too few for two numbers
-            rows = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(self.rows))
+            rows = torch.from_numpy(np.random.default_rng((self.seed, self.epoch)).permutation(self.total_size))
         self.epoch += 1
         return iter(rows.split(self.batch_size))
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return -(-self.total_size // self.batch_size)
 
 
 class Batches(DataLoader[Batch]):

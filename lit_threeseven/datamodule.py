@@ -14,6 +14,7 @@ from lit_threeseven import dataset
 from lit_threeseven.augment import affine
 from lit_threeseven.batches import Batches
 from lit_threeseven.dataset import BUNDLED_DIGITS, check_digits
+from lit_threeseven.download import download
 from lit_threeseven.errors import UserError
 from lit_threeseven.resumable import ResumableData, plain
 
@@ -106,13 +107,13 @@ class ThreeSevenDataModule(ResumableData):
         if tuple(digits) != self.digits:
             raise UserError(f"The data has digits={self.digits}, and the network digits={digits}; make them the same.")
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
-            dataset.download(self.root)
+            download(self.root)
         if self.trainer:
             self.trainer.strategy.barrier()
         if stage in ("fit", "validate", None) and "train" not in vars(self):
             images, y = dataset.load(self.root, self.digits, train=True)
-            parts = stratified_split(y, self.val_fraction, self.seed)
-            self.train, self.val = (TensorDataset(images[rows], y[rows]) for rows in parts)
+            held_out = hold_out(y, self.val_fraction, self.seed)
+            self.train, self.val = (TensorDataset(images[rows], y[rows]) for rows in (~held_out, held_out))
         if stage in ("test", "predict", None) and "test" not in vars(self):
             self.test = TensorDataset(*dataset.load(self.root, self.digits, train=False))
 
@@ -167,19 +168,11 @@ def takes_bytes(module: Any) -> bool:
     return fits == [True, True]
 
 
-def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide rows into training and validation, with the same fraction of each label.
-
-    Args:
-        y: Labels, ``(N, 1)``.
-        val_fraction: From 0 to less than 1. Above 0, at least one row of each label is held out and one is left.
-        seed: Seed of the random choice.
-
-    Returns:
-        Which rows are for training and which for validation, ``(N,)`` bool.
+def hold_out(y: Tensor, val_fraction: float, seed: int) -> Tensor:
+    """Which rows are for validation, ``(N,)`` bool: a fraction of each label in `y`, ``(N, 1)``, but at least one.
 
     Raises:
-        UserError: If `val_fraction` is above 0 and a label has fewer than two rows.
+        UserError: If a label has fewer than two rows.
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)
@@ -187,6 +180,5 @@ def stratified_split(y: Tensor, val_fraction: float, seed: int) -> tuple[Tensor,
         rows = random.permutation((y.squeeze(1) == label).nonzero().squeeze(1).numpy())
         if len(rows) < 2:
             raise UserError(f"val_fraction={val_fraction} needs two training images of each digit; use 0.")
-        count = min(max(round(len(rows) * val_fraction), 1), len(rows) - 1)
-        held_out[rows[:count]] = True
-    return ~held_out, held_out
+        held_out[rows[: min(max(round(len(rows) * val_fraction), 1), len(rows) - 1)]] = True
+    return held_out

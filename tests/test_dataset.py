@@ -9,7 +9,8 @@ from processes import CONTEXT
 from torchvision.datasets import MNIST
 
 from lit_threeseven import dataset
-from lit_threeseven.dataset import download, load, raw_folder
+from lit_threeseven.dataset import load, raw_folder
+from lit_threeseven.download import download
 from lit_threeseven.errors import UserError
 
 

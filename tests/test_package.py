@@ -216,11 +216,11 @@ def test_console_command_is_the_train_script(shell):
 FLOORS = [
     [
         "errors",
-        "pixels",
         "whole",
         "functional",
         "augment",
         "dataset",
+        "download",
         "weights",
         "sharing",
         "recipes",
