@@ -103,8 +103,8 @@ class ThreeSevenDataModule(ResumableData):
             UserError: If a file is missing or damaged, there are too few images of a digit to hold one out, or the
                 network has other `digits`, so that its labels have another meaning.
         """
-        digits = getattr(self.trainer and self.trainer.lightning_module, "digits", self.digits)
-        if tuple(digits) != self.digits:
+        digits = getattr(self.trainer and self.trainer.lightning_module, "digits", None)
+        if isinstance(digits, tuple) and digits != self.digits:
             raise UserError(f"The data has digits={self.digits}, and the network digits={digits}; make them the same.")
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
             download(self.root)
