@@ -137,7 +137,7 @@ class Batches(DataLoader[Batch]):
         super().__init__(cast(Any, dataset), **options | {"batch_size": None, "sampler": sampler})
         self.change, self.as_bytes, self.share = change, as_bytes, share
         self.state = {"epoch": 0, "seen": 0}
-        self._resumed: dict[int, int] = {}  # epoch: how many of its batches were seen before
+        self._resumed: dict[int | None, int] = {}  # epoch: how many of its batches were seen before
         self._full: Batch | None = None  # a full batch that doesn't change is made once
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # no worker processes
@@ -172,4 +172,4 @@ class Batches(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip batches already seen in the interrupted epoch."""
-        self.state, self._resumed = state, {state["epoch"]: state["seen"]}
+        self.state, self._resumed = state, {state.get("epoch"): state.get("seen", 0)}

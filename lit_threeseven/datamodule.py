@@ -100,12 +100,8 @@ class ThreeSevenDataModule(ResumableData):
         "fit" and "validate" need the training set, "test" and "predict" the test set, and None both.
 
         Raises:
-            UserError: If a file is missing or damaged, there are too few images of a digit to hold one out, or the
-                network has other `digits`, so that its labels have another meaning.
+            UserError: If a file is missing or damaged, or there are too few images of a digit to hold one out.
         """
-        digits = getattr(self.trainer and self.trainer.lightning_module, "digits", None)
-        if isinstance(digits, tuple) and digits != self.digits:
-            raise UserError(f"The data has digits={self.digits}, and the network digits={digits}; make them the same.")
         if self.root != dataset.BUNDLED_ROOT and (self.trainer is None or self.trainer.local_rank == 0):
             download(self.root)
         if self.trainer:
@@ -162,17 +158,17 @@ def takes_bytes(module: Any) -> bool:
     """
     steps = ("logits", "forward", "training_step", "validation_step", "test_step", "predict_step")
     owners = [next((kind for kind in type(module).__mro__ if step in vars(kind)), object) for step in steps]
-    if not all(vars(owner).get("takes_bytes", False) for owner in owners):
-        return False
-    fits = [weight.dtype == torch.float32 and weight.device.type != "mps" for weight in module.parameters()]
-    return fits == [True, True]
+    says = all(vars(owner).get("takes_bytes", False) for owner in owners)
+    return says and [W.dtype == torch.float32 and W.device.type != "mps" for W in module.parameters()] == [True, True]
 
 
 def hold_out(y: Tensor, val_fraction: float, seed: int) -> Tensor:
-    """Which rows are for validation, ``(N,)`` bool: a fraction of each label in `y`, ``(N, 1)``, but at least one.
+    """Which rows are for validation, ``(N,)`` bool: a fraction of each label in `y`, ``(N, 1)``.
+
+    If the fraction is not 0, at least one row of each label is held out and one is left.
 
     Raises:
-        UserError: If a label has fewer than two rows.
+        UserError: If that leaves too few rows of a label.
     """
     random = np.random.default_rng(seed)
     held_out = torch.zeros(len(y), dtype=torch.bool)

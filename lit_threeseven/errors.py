@@ -5,7 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class UserError(ValueError):
@@ -19,8 +19,10 @@ class DivergedError(UserError, FloatingPointError):
 def check_positive(**numbers: float) -> None:
     """Raise a UserError, which gives name and value, for a number that is not finite and above 0 in float32."""
     for name, value in numbers.items():
-        if not (hasattr(value, "__float__") and 1e-45 <= value <= 3.4e38):
-            raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
+        with suppress(OverflowError):
+            if hasattr(value, "__float__") and 1e-45 <= float(value) <= 3.4028235e38:
+                continue
+        raise UserError(f"{name} must be a finite float32 above 0, got {value}.")
 
 
 @contextmanager

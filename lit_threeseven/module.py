@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_threeseven import metrics
 from lit_threeseven.batches import Batch, shared
 from lit_threeseven.dataset import check_digits
-from lit_threeseven.errors import check_positive
+from lit_threeseven.errors import UserError, check_positive
 from lit_threeseven.functional import THRESHOLD, GradientDescent, linear, mean_squared_error, normal, sigmoid
 from lit_threeseven.resumable import Resumable, plain
 
@@ -54,9 +54,8 @@ class LitThreeSeven(metrics.Curves, Resumable):
 
     def add_weights(self, random: np.random.Generator) -> None:
         """Add the parameters, with starting values from a generator."""
-        self.W, self.b = (
-            nn.Parameter(normal(random, shape, self.hparams["init_std"])) for shape in ((PIXELS, 1), (1,))
-        )
+        self.W = nn.Parameter(normal(random, (PIXELS, 1), self.hparams["init_std"]))
+        self.b = nn.Parameter(normal(random, (1,), self.hparams["init_std"]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Probability that an image shows the first digit, a three.
@@ -118,3 +117,14 @@ class LitThreeSeven(metrics.Curves, Resumable):
     def configure_optimizers(self) -> Any:
         """Plain gradient descent: ``W -= lr * gradient``."""
         return GradientDescent(self.parameters(), lr=self.lr)
+
+    def setup(self, stage: str) -> None:
+        """Refuse data of other digits, whose labels would have another meaning.
+
+        Raises:
+            UserError: If the data module has other `digits`, or processes run different versions.
+        """
+        super().setup(stage)
+        digits = getattr(vars(self.trainer).get("datamodule"), "digits", self.digits)
+        if tuple(digits) != tuple(self.digits):
+            raise UserError(f"The data has digits={digits}, and the network digits={self.digits}; make them the same.")

@@ -229,8 +229,8 @@ class Resumable(PlainArguments, L.LightningModule):
         mend(checkpoint, self._trainer.max_steps if self._trainer else -1)
 
     def on_train_start(self) -> None:
-        """Leave gradients as they are if they are exact, because the loader gives bytes."""
-        exact = getattr(self.trainer.train_dataloader, "as_bytes", False)
+        """Leave gradients as they are if they are exact: those of the two parameters of one `linear` of bytes."""
+        exact = getattr(self.trainer.train_dataloader, "as_bytes", False) and len([*self.parameters()]) == 2
         if exact and isinstance(self.trainer.strategy.model, DistributedDataParallel):
             # `linear` has already summed the gradients; DDP would divide them, and (3 g) / 3 may not be g
             self.trainer.strategy.model.register_comm_hook(None, noop_hook)

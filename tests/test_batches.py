@@ -102,10 +102,10 @@ def test_a_batch_is_a_pair(data):
 
 
 def test_a_batch_moves_to_another_device_whole(data):
-    (batch,) = Batches(data)
+    (batch,) = Batches(data, share=(0, 2))
     moved = batch.to("meta")
     assert moved.x.device.type == moved.y.device.type == moved.rows.device.type == "meta"
-    assert (moved.global_rows, moved.divisor) == (ROWS, ROWS)
+    assert (moved.global_rows, moved.divisor) == (ROWS, ROWS / 2)
     assert batch.to("cpu") is batch
 
 

@@ -121,6 +121,7 @@ def test_mnist_is_downloaded_where_it_is_absent(mirror, tmp_path):
     images, _ = load(tmp_path / "new" / "data", (1, 8), train=False)
     assert images.shape == (20, 28, 28)
     assert {path.name for path in raw_folder(tmp_path / "new" / "data").iterdir()} == set(dataset.FILES)
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
 
 
 def test_files_that_are_there_are_not_downloaded_again(small_mnist, no_network):
@@ -140,7 +141,7 @@ def test_without_a_network_the_sentence_names_folder_files_and_the_bundled_data(
         download(tmp_path / "new" / "data")
     for part in (str(raw_folder(tmp_path / "new" / "data")), *dataset.FILES, "bundled"):
         assert part in str(error.value)
-    assert not (tmp_path / "new").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mirror_that_serves_a_page_leaves_nothing_behind(mirror, tmp_path):
