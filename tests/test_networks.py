@@ -332,8 +332,12 @@ def test_the_fast_recipe_reaches_98_2_percent_on_every_seed(cli, seed):
 
 
 @pytest.mark.slow
-def test_the_deep_recipe_reaches_99_75_percent(cli):
-    code, table, error = cli("--config", "deep")
+def test_the_deep_recipe_reaches_99_6_percent_in_a_third_of_its_epochs(cli):
+    epochs = [
+        f"--{option}=20"
+        for option in ("trainer.max_epochs", "trainer.check_val_every_n_epoch", "lr_scheduler.init_args.total_steps")
+    ]
+    code, table, error = cli("--config", "deep", *epochs)
     assert (code, error) == (0, "")
     (accuracy,) = [line.split()[-1] for line in table.splitlines() if "accuracy" in line]
-    assert float(accuracy[:-1]) >= 99.75
+    assert float(accuracy[:-1]) >= 99.6

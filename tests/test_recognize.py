@@ -29,6 +29,8 @@ from lit_threeseven.use import explain
 from lit_threeseven.use.files import find, read
 from lit_threeseven.use.find import BLOTTED, UNLIKE, nearest
 from lit_threeseven.use.find import find as look
+from lit_threeseven.weights import PRETRAINED
+from lit_threeseven.weights import read as read_checkpoint
 
 COMMAND = str(Path(sys.executable).with_name("lit-threeseven"))
 
@@ -535,12 +537,21 @@ def test_a_checkpoint_of_an_unknown_or_damaged_network_is_refused(tmp_path):
             load(tmp_path / "some.ckpt")
 
 
-@pytest.mark.slow
-def test_the_single_layer_that_ships_is_made_again_to_the_same_bits(script):
-    assert script("pretrained.py", "--check", "--network", "LitThreeSeven") == (
-        0,
-        f"{LitThreeSeven.from_pretrained().digest()}  LitThreeSeven.ckpt  as shipped\n",
-    )
+@pytest.mark.parametrize(("fault", "verdict"), [(0, "as shipped"), (1, "DIFFERS")])
+def test_networks_that_were_trained_again_are_compared_with_those_that_ship(monkeypatch, capsys, fault, verdict):
+    import pretrained
+
+    def train(name: str) -> dict:
+        made = read_checkpoint(PRETRAINED / f"{name}.ckpt")
+        next(iter(made["state_dict"].values())).view(torch.int32)[0, 0] ^= fault
+        return made
+
+    monkeypatch.setattr(pretrained, "train", train)
+    monkeypatch.setattr(sys, "argv", ["pretrained.py", "--check"])
+    assert pretrained.main() == fault
+    networks = LitThreeSeven, LitThreeSevenMLP
+    lines = [f"{kind.from_pretrained().digest()}  {kind.__name__}.ckpt  {verdict}\n" for kind in networks]
+    assert capsys.readouterr().out == "".join(lines)
 
 
 @pytest.mark.slow
