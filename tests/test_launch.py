@@ -38,6 +38,7 @@ def _fit_with_version(version: str, folder: Path, environment: dict[str, str]) -
         Path(environment["NODE_RANK"]).write_text(str(error))
 
 
+@pytest.mark.slow
 def test_two_processes_with_different_versions_are_refused_by_name(tmp_path):
     port = free_port()
     processes = [
@@ -114,6 +115,7 @@ def test_a_port_in_use_ends_with_a_sentence(tmp_path):
     assert len(job.outputs[0].strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_program_leaves_the_other_processes_before_python_ends():
     """Otherwise one in some hundred ends with "terminate called without an active exception", and exit code -6."""
     program = """

@@ -124,6 +124,7 @@ def read(engine, picture: Image.Image) -> dict:
     )
 
 
+@pytest.mark.slow
 def test_the_page_and_the_package_answer_pictures_alike(engine, mnist):
     model = LitThreeSeven.from_pretrained()
     kinds = ("photo", "pencil", "felt pen", "chalk", "squared light", "light falls off", "with a gap", "transparent")

@@ -233,6 +233,7 @@ def test_seven_test_images_in_a_hundred_at_most_count_as_unlike_all_training_ima
     assert strange.float().mean().item() < 0.07
 
 
+@pytest.mark.slow
 def test_an_answer_is_remarked_if_the_network_is_surer_of_nine_in_ten_test_images(pictures):
     images, y = dataset.load(dataset.BUNDLED_ROOT, (3, 7), train=False)
     for model in (LitThreeSeven.from_pretrained(), LitThreeSevenMLP.from_pretrained()):
