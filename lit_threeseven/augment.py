@@ -15,7 +15,7 @@ def affine(images: Tensor, numbers: Tensor, rotation: float = 0.0, zoom: float =
     Args:
         images: ``(N, 28, 28)`` uint8.
         numbers: ``(N, 5)``, -1 to 1: how much of `rotation`, of `zoom` in width and height, and of `shift` to the
-            right and down.
+            right and down. They are given, so they don't depend on how a batch is shared out.
         rotation: Degrees.
         zoom: Fraction by which width and height grow or shrink, less than 1.
         shift: Pixels.

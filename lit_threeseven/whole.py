@@ -86,8 +86,8 @@ def packed(x: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
     return times
 
 
-def digits(numbers: Tensor, powers: Tensor, bits: int) -> Tensor:
-    """Numbers, ``(D, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, ``(len(powers) - 1, D)``."""
+def digits(numbers: Tensor, powers: Tensor, bits: int) -> Tensor:  # count + 1 powers
+    """Numbers, ``(D, 1)``, as digits from ``-2**(bits - 1)`` to ``2**(bits - 1)``, lowest first, ``(count, D)``."""
     rounded = (numbers.t() / powers).round_()
     return torch.sub(rounded[:-1], rounded[1:], alpha=2**bits)
 

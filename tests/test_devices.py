@@ -336,3 +336,9 @@ def test_steps_on_a_gpu_are_checked_for_waiting_between_log_steps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     verify.steps_without_waiting("cpu")
     assert modes == ["default"] * 5 + ["error"] * 10 + ["default"] * 5
+
+
+@pytest.mark.slow
+def test_readme_s_digest_is_that_of_the_main_job_on_two_devices(tmp_path):
+    (published,) = re.findall(r"^Digest +([0-9a-f]{64})$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert f"Digest          {published}\n" in train_in_a_new_process(tmp_path / "run", "--trainer.devices", "2")
